@@ -1,0 +1,38 @@
+// Package hub runs a NATS broker inside this process: nats-server, embedded,
+// with defaults that lose nothing.
+//
+// # Storage
+//
+// JetStream is on and syncs every message to disk before it acknowledges it
+// (SyncAlways): what was acknowledged survives kill -9 and power loss. It is
+// given a disk and a memory limit that do not depend on what happens to be
+// free, so that a restart never finds less room than was already handed out.
+//
+// # One owner
+//
+// nats-server itself does not lock its store: two on one directory both start
+// and lose data. A Hub holds an exclusive lock on its directory from before
+// the server opens the store until after the server has closed it. The kernel
+// drops the lock with the process, so a crash leaves nothing to clean up.
+//
+// # Access
+//
+// A Hub listens on loopback unless told otherwise and always asks for a token.
+// The token is made once, is kept in a file that only its owner can read, and
+// appears in no URL and no log: clients are given the path of that file.
+//
+// # The directory
+//
+//	lock      held while the hub runs; the owner's pid is inside, for people
+//	token     the secret, mode 0600
+//	port      the port last taken, asked for again when Options.Addr says port 0
+//	address   the client URL; exists while the hub is ready, stale after kill -9
+//	store     nats-server's
+//
+// # Shutdown
+//
+// [Hub.Stop] closes all client connections, closes the store, then lets the
+// lock go. It does not drain clients: theirs is to reconnect and resend.
+// A fault that would make nats-server end its process stops the hub instead:
+// [Hub.Done] is closed and [Hub.Err] says why.
+package hub
