@@ -1,0 +1,394 @@
+package natsbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/tidings-go/tidings/adapter"
+)
+
+func init() {
+	adapter.Register("nats", Open)
+	adapter.Register("tls", Open)
+}
+
+// Limits of waiting where the caller's context has no end of its own.
+const (
+	dialTimeout      = 2 * time.Second
+	subscribeTimeout = 10 * time.Second
+	drainTimeout     = 30 * time.Second
+)
+
+var errClosed = fmt.Errorf("natsbus: %w", adapter.ErrClosed)
+
+// conn is an open connection. The writer owns what goes out, each subscription
+// owns what comes in; what is here is shared and guarded by mu or atomic.
+type conn struct {
+	cfg   adapter.Config
+	log   *slog.Logger
+	addr  *address
+	nc    *nats.Conn
+	js    jetstream.JetStream
+	mux   *mux
+	w     *writer
+	link  *link
+	dials atomic.Uint64
+
+	maxPayload  atomic.Int64
+	disconnects atomic.Uint64
+	inDoubt     atomic.Uint64
+	dropped     atomic.Uint64
+	lastError   atomic.Pointer[string]
+	closing     atomic.Bool
+
+	mu      sync.Mutex
+	subs    map[member]struct{}
+	denied  map[string]error // by the subject or "subject queue" of a refused SUB
+	settled map[string]*memory
+}
+
+// A member is an open subscription, as the connection sees it.
+type member interface {
+	linkUp()                     // the connection is back
+	cut()                        // the adapter was closed: let go, at once
+	slow(*nats.Subscription) int // how many more were dropped, if the subscription is its own
+}
+
+// Open connects to NATS; it is the [adapter.Opener] of this package.
+func Open(ctx context.Context, url string, cfg adapter.Config) (adapter.Adapter, error) {
+	addr, err := parseURL(url)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{
+		cfg: cfg, addr: addr, log: cfg.Logger, link: newLink(),
+		subs: map[member]struct{}{}, denied: map[string]error{}, settled: map[string]*memory{},
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	c.w = newWriter(c)
+	if err := c.connect(ctx); err != nil {
+		return nil, err
+	}
+	c.w.start()
+	if err := c.ensureStreams(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (c *conn) connect(ctx context.Context) error {
+	auth, err := c.addr.auth(c.report)
+	if err != nil {
+		return err
+	}
+	timeout := dialTimeout
+	if end, ok := ctx.Deadline(); ok {
+		timeout = min(timeout, time.Until(end))
+	}
+	if ctx.Err() != nil || timeout <= 0 {
+		return fmt.Errorf("natsbus: connect: %w", context.Cause(ctx))
+	}
+	if c.nc, err = nats.Connect(strings.Join(c.addr.servers, ","), append(c.options(timeout), auth...)...); err != nil {
+		return c.connectError(err)
+	}
+	c.maxPayload.Store(c.nc.MaxPayload())
+	c.link.set(true)
+	if c.mux, err = newMux(c.nc); err == nil {
+		c.js, err = jetstream.New(c.nc)
+	}
+	if err != nil {
+		c.nc.Close()
+		return fmt.Errorf("natsbus: %w", err)
+	}
+	return nil
+}
+
+// options are those whose defaults were measured to lose or to block.
+func (c *conn) options(timeout time.Duration) []nats.Option {
+	return []nats.Option{
+		nats.Name(c.cfg.App + "/" + c.cfg.Instance),
+		nats.Timeout(timeout),
+		nats.SetCustomDialer(&dialer{Dialer: net.Dialer{Timeout: timeout}, begun: &c.dials}),
+		nats.MaxReconnects(-1),      // the default gives up after two minutes, for good
+		nats.IgnoreAuthErrorAbort(), // so do two refused credentials in a row
+		nats.ReconnectBufSize(-1),   // it is thrown away when the flush after a reconnection fails; ours is not
+		nats.PingInterval(2 * time.Second),
+		nats.MaxPingsOutstanding(2),
+		nats.FlusherTimeout(2 * time.Second), // a hung broker would hold the writer for a minute
+		nats.ReconnectOnFlusherError(),
+		nats.DrainTimeout(drainTimeout),
+		nats.CustomReconnectDelay(func(n int) time.Duration { return reconnectDelay(c.addr.loopback, n) }),
+		nats.DisconnectErrHandler(c.onDisconnect),
+		nats.ReconnectHandler(c.onReconnect),
+		nats.ErrorHandler(c.onError),
+		nats.LameDuckModeHandler(func(*nats.Conn) {
+			c.log.Info("natsbus: the server is about to stop and asks its clients to go elsewhere", "url", c.addr.public)
+		}),
+	}
+}
+
+func (c *conn) connectError(err error) error {
+	at := c.addr.public
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
+		return fmt.Errorf("natsbus: the server at %s refused the credentials: correct those in the URL, or name a file that holds the token with ?token-file=PATH: %w", at, err)
+	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrTimeout):
+		return fmt.Errorf("natsbus: no NATS server answers at %s: start one (tidings hub) or correct the URL: %w", at, err)
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return fmt.Errorf("natsbus: no NATS server answers at %s: start one (tidings hub) or correct the URL: %w", at, err)
+	}
+	return fmt.Errorf("natsbus: connect to %s: %w", at, err)
+}
+
+// report hands on what has no caller.
+func (c *conn) report(err error) {
+	c.log.Error("natsbus: "+strings.TrimPrefix(err.Error(), "natsbus: "), "url", c.addr.public)
+	if c.cfg.OnError != nil {
+		c.cfg.OnError(err)
+	}
+}
+
+// drop counts what was given up, and says why.
+func (c *conn) drop(n int, err error) {
+	c.dropped.Add(uint64(n))
+	c.report(err)
+}
+
+func (c *conn) onDisconnect(_ *nats.Conn, err error) {
+	c.link.set(false)
+	if c.closing.Load() && err == nil {
+		return
+	}
+	cause := "closed by the server"
+	if err != nil {
+		cause = err.Error()
+	}
+	c.lastError.Store(&cause)
+	n := c.disconnects.Add(1)
+	c.w.post(note{kind: noteDown})
+	c.log.Warn("natsbus: connection lost; reconnecting", "url", c.addr.public, "cause", cause, "count", n)
+}
+
+func (c *conn) onReconnect(nc *nats.Conn) {
+	c.maxPayload.Store(nc.MaxPayload())
+	c.link.set(true)
+	c.w.post(note{kind: noteUp})
+	for _, m := range c.members() {
+		m.linkUp()
+	}
+	c.log.Info("natsbus: connected again", "url", c.addr.public, "count", c.disconnects.Load())
+}
+
+func (c *conn) members() []member {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ms := make([]member, 0, len(c.subs))
+	for m := range c.subs {
+		ms = append(ms, m)
+	}
+	return ms
+}
+
+// What nats-server says about a refused subject.
+var (
+	reDenied = regexp.MustCompile(`(?i)permissions violation for (subscription|publish) to "([^"]*)"`)
+	reQueue  = regexp.MustCompile(`using queue "([^"]*)"`)
+)
+
+func (c *conn) onError(_ *nats.Conn, sub *nats.Subscription, err error) {
+	switch {
+	case errors.Is(err, nats.ErrSlowConsumer):
+		for _, m := range c.members() {
+			if n := m.slow(sub); n > 0 {
+				c.drop(n, fmt.Errorf("natsbus: %s: %d events dropped: the subscription did not keep up and its buffer was full", sub.Subject, n))
+			}
+		}
+	case errors.Is(err, nats.ErrPermissionViolation):
+		c.onDenied(err)
+	default:
+		c.report(fmt.Errorf("natsbus: %w", err))
+	}
+}
+
+func (c *conn) onDenied(err error) {
+	m := reDenied.FindStringSubmatch(err.Error())
+	if m == nil {
+		c.report(fmt.Errorf("natsbus: %w", err))
+		return
+	}
+	if strings.EqualFold(m[1], "publish") {
+		c.w.post(note{kind: noteDenied, subject: m[2]})
+		c.drop(1, fmt.Errorf("natsbus: no permission to publish to %q: allow it for this user on the server", m[2]))
+		return
+	}
+	key := deniedKey(err)
+	c.mu.Lock()
+	c.denied[key] = err
+	c.mu.Unlock()
+	c.report(fmt.Errorf("natsbus: no permission to subscribe to %q: allow it for this user on the server", m[2]))
+}
+
+// deniedKey is the subscription that a permission error speaks of, "" if none.
+func deniedKey(err error) string {
+	if err == nil || !errors.Is(err, nats.ErrPermissionViolation) {
+		return ""
+	}
+	m := reDenied.FindStringSubmatch(err.Error())
+	if m == nil || strings.EqualFold(m[1], "publish") {
+		return ""
+	}
+	if q := reQueue.FindStringSubmatch(err.Error()); q != nil {
+		return m[2] + " " + q[1]
+	}
+	return m[2]
+}
+
+// subject is where a topic or pattern is on the wire.
+func (c *conn) subject(topic string) string {
+	if c.cfg.Prefix == "" {
+		return topic
+	}
+	return c.cfg.Prefix + "." + topic
+}
+
+func (c *conn) topic(subject string) string {
+	if c.cfg.Prefix == "" {
+		return subject
+	}
+	return strings.TrimPrefix(subject, c.cfg.Prefix+".")
+}
+
+// flush returns once the server has answered everything that was written. It
+// tries again when the connection breaks meanwhile.
+func (c *conn) flush(ctx context.Context) error {
+	for {
+		if err := c.link.wait(ctx); err != nil {
+			return err
+		}
+		_, _, changed := c.link.state()
+		try, cancel := context.WithTimeout(ctx, 2*time.Second)
+		err := c.nc.FlushWithContext(try)
+		cancel()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("natsbus: the server at %s does not answer: %w", c.addr.public, context.Cause(ctx))
+		case c.nc.IsClosed():
+			return errClosed
+		}
+		// The pending PING was dropped with the connection: our own state follows.
+		select {
+		case <-changed:
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// Caps implements [adapter.Adapter].
+func (c *conn) Caps() adapter.Caps { return adapter.Caps{Durable: true} }
+
+// Stats implements [adapter.Adapter].
+func (c *conn) Stats() adapter.Stats {
+	s := adapter.Stats{
+		Connected: c.link.isUp(), URL: c.addr.public,
+		Disconnects: c.disconnects.Load(), InDoubt: c.inDoubt.Load(), Dropped: c.dropped.Load(),
+		Buffered: c.w.buffered(),
+	}
+	if p := c.lastError.Load(); p != nil {
+		s.LastError = *p
+	}
+	return s
+}
+
+// Subscribe implements [adapter.Adapter].
+func (c *conn) Subscribe(ctx context.Context, s adapter.Spec) (adapter.Subscription, error) {
+	if c.closing.Load() {
+		return nil, errClosed
+	}
+	ctx, cancel := withLimit(ctx, subscribeTimeout)
+	defer cancel()
+	if s.Durable {
+		return c.subscribeDurable(ctx, s)
+	}
+	return c.subscribeLive(ctx, s)
+}
+
+// withLimit ends a context that has no end of its own.
+func withLimit(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, d)
+}
+
+// Drain implements [adapter.Adapter]. A connection that is down is waited for:
+// nats.go's own Drain closes at once then, and 1000 of 1000 buffered events were
+// lost.
+func (c *conn) Drain(ctx context.Context) error {
+	if c.closing.Swap(true) {
+		return nil
+	}
+	ctx, cancel := withLimit(ctx, drainTimeout)
+	defer cancel()
+	err := c.w.waitIdle(ctx)
+	if err == nil {
+		err = c.flush(ctx)
+	}
+	if err != nil {
+		if n := c.w.buffered(); n > 0 {
+			err = fmt.Errorf("natsbus: drain: %d events were not sent: %w", n, err)
+		}
+	}
+	return errors.Join(err, c.shut())
+}
+
+// Close implements [adapter.Adapter].
+func (c *conn) Close() error {
+	c.closing.Store(true)
+	return c.shut()
+}
+
+// shut lets go. It may be called by a handler, so it does not wait for any
+// subscription's goroutine, only for the writer.
+func (c *conn) shut() error {
+	for _, m := range c.members() {
+		m.cut()
+	}
+	c.link.close()
+	c.nc.Close()
+	c.w.stop()
+	return nil
+}
+
+func (c *conn) join(m member) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing.Load() {
+		return errClosed
+	}
+	c.subs[m] = struct{}{}
+	return nil
+}
+
+func (c *conn) leave(m member) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.subs, m)
+}

@@ -1,0 +1,254 @@
+package natsbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/tidings-go/tidings/adapter"
+)
+
+// Bounds of what nats.go keeps for a live subscription whose Deliver blocks.
+// Beyond them the newest events are dropped, counted and reported.
+const (
+	liveMaxMsgs  = 512 << 10
+	liveMaxBytes = 64 << 20
+)
+
+// live is a subscription of core NATS. Deliver runs on the goroutine that
+// nats.go gives to each subscription.
+type live struct {
+	c        *conn
+	spec     adapter.Spec
+	subject  string
+	sub      *nats.Subscription
+	drained  sync.Once
+	drainErr error
+	stopped  atomic.Bool
+	busy     atomic.Bool
+
+	mu   sync.Mutex
+	seen int // how many of the dropped ones were reported
+}
+
+// queueName makes the name of a queue group. The pattern is part of it: the
+// server chooses one member among all subscriptions with one queue name, also
+// when their subjects differ.
+func queueName(group, pattern string) string {
+	if group == "" {
+		return ""
+	}
+	return escape(group+"|"+pattern, func(c byte) bool { return c == '%' || c == '"' })
+}
+
+func (c *conn) subscribeLive(ctx context.Context, s adapter.Spec) (adapter.Subscription, error) {
+	l := &live{c: c, spec: s, subject: c.subject(s.Pattern)}
+	if err := c.join(l); err != nil {
+		return nil, err
+	}
+	if broken(mutantNoFlush) {
+		time.AfterFunc(mutantSubDelay, func() { _ = l.open() })
+		return l, nil
+	}
+	err := l.confirm(ctx)
+	if err != nil {
+		c.leave(l)
+		if l.sub != nil {
+			err = errors.Join(err, ignoreClosed(l.sub.Unsubscribe()))
+		}
+		return nil, err
+	}
+	return l, nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrBadSubscription) {
+		return nil
+	}
+	return err
+}
+
+func (l *live) open() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sub, err := l.c.nc.QueueSubscribe(l.subject, queueName(l.spec.Group, l.spec.Pattern), l.receive)
+	if err != nil {
+		if errors.Is(err, nats.ErrConnectionClosed) {
+			return errClosed
+		}
+		return fmt.Errorf("natsbus: subscribe to %q: %w", l.subject, err)
+	}
+	l.sub = sub
+	return sub.SetPendingLimits(liveMaxMsgs, liveMaxBytes)
+}
+
+// confirm subscribes and waits until the server has answered, so that what is
+// published from now on arrives. A refusal comes before the answer.
+func (l *live) confirm(ctx context.Context) error {
+	key := l.subject
+	if q := queueName(l.spec.Group, l.spec.Pattern); q != "" {
+		key += " " + q
+	}
+	l.c.mu.Lock()
+	delete(l.c.denied, key)
+	l.c.mu.Unlock()
+	before := l.c.nc.LastError()
+	if err := l.open(); err != nil {
+		return err
+	}
+	if err := l.c.flush(ctx); err != nil {
+		return fmt.Errorf("natsbus: subscribe to %q: %w", l.subject, err)
+	}
+	// The error handler runs later, on a goroutine of nats.go; the last error is
+	// there before the answer is, but another may have replaced it.
+	after := l.c.nc.LastError()
+	l.c.mu.Lock()
+	err := l.c.denied[key]
+	l.c.mu.Unlock()
+	if err == nil && deniedKey(after) == key && (deniedKey(before) != key || before != after) {
+		err = after
+	}
+	if err != nil {
+		return fmt.Errorf("natsbus: no permission to subscribe to %q: allow it for this user on the server: %w", l.subject, err)
+	}
+	return nil
+}
+
+func (l *live) receive(m *nats.Msg) {
+	l.busy.Store(true)
+	defer l.busy.Store(false)
+	if l.stopped.Load() {
+		return
+	}
+	msg, err := decode(l.c.topic(m.Subject), m.Header, m.Data)
+	if err != nil {
+		l.c.drop(1, fmt.Errorf("natsbus: %s: an event from %q cannot be decoded: %w", m.Subject, msg.Source, err))
+		return
+	}
+	l.spec.Deliver(adapter.Delivery{Message: msg, Attempt: 1})
+}
+
+// Ready implements [adapter.Subscription]: the server has confirmed it.
+func (l *live) Ready(context.Context) error { return nil }
+
+// Drain implements [adapter.Subscription].
+func (l *live) Drain(ctx context.Context) error {
+	l.drained.Do(func() { l.drainErr = l.drain(ctx) })
+	return l.drainErr
+}
+
+func (l *live) drain(ctx context.Context) error {
+	defer l.stopped.Store(true)
+	l.mu.Lock()
+	sub := l.sub
+	l.mu.Unlock()
+	if sub == nil {
+		return nil
+	}
+	if broken(mutantNotWaited) {
+		return ignoreClosed(sub.Unsubscribe())
+	}
+	ctx, cancel := withLimit(ctx, drainTimeout)
+	defer cancel()
+	if err := l.c.quiet(ctx, sub); err != nil {
+		l.stopped.Store(true)
+		n := l.dropPending(sub)
+		err = fmt.Errorf("natsbus: drain of %q: %d events were taken and not delivered: %w", l.subject, n, err)
+		if n > 0 {
+			l.c.drop(n, err)
+		}
+		return errors.Join(err, ignoreClosed(sub.Unsubscribe()))
+	}
+	return nil
+}
+
+func (l *live) dropPending(sub *nats.Subscription) int {
+	n, _, err := sub.Pending()
+	if err != nil {
+		return 0
+	}
+	if n > 0 && l.busy.Load() {
+		n-- // that one is being delivered
+	}
+	return n
+}
+
+// quiet stops a subscription without losing what the server has sent: UNSUB,
+// an answer that comes after everything sent before, and then until the
+// callback has taken it all. The waiting is our own because that of nats.go
+// looks only every 100 ms.
+func (c *conn) quiet(ctx context.Context, sub *nats.Subscription) error {
+	if c.link.isUp() {
+		if err := sub.Drain(); err != nil {
+			return ignoreClosed(err)
+		}
+		if err := c.flushOnce(ctx); err != nil {
+			return err
+		}
+	}
+	// When the connection is down nothing more can come before it is back.
+	tick := time.NewTicker(500 * time.Microsecond)
+	defer tick.Stop()
+	for {
+		n, _, err := sub.Pending()
+		if err != nil || n == 0 {
+			// Once more, in case a reconnection has subscribed it again meanwhile.
+			return ignoreClosed(sub.Unsubscribe())
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// flushOnce waits for an answer of this connection; that it broke is as good.
+func (c *conn) flushOnce(ctx context.Context) error {
+	err := c.nc.FlushWithContext(ctx)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// Close implements [adapter.Subscription].
+func (l *live) Close(ctx context.Context) error {
+	err := l.Drain(ctx)
+	l.c.leave(l)
+	return err
+}
+
+func (l *live) linkUp() {}
+
+func (l *live) cut() {
+	l.mu.Lock()
+	sub := l.sub
+	l.mu.Unlock()
+	if sub == nil || l.stopped.Swap(true) {
+		return
+	}
+	if n := l.dropPending(sub); n > 0 {
+		l.c.drop(n, fmt.Errorf("natsbus: closed with %d events of %q taken and not delivered", n, l.subject))
+	}
+}
+
+func (l *live) slow(sub *nats.Subscription) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if sub == nil || l.sub != sub {
+		return 0
+	}
+	total, err := sub.Dropped()
+	if err != nil {
+		return 0
+	}
+	n := total - l.seen
+	l.seen = total
+	return n
+}

@@ -1,0 +1,230 @@
+package natsbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/tidings-go/tidings/internal/loop"
+)
+
+// Times of a pull. The heartbeat is short because it is how a dead consumer is
+// noticed: with the default of nats.go that took 30 seconds.
+const (
+	pullExpiry    = 5 * time.Second
+	pullHeartbeat = 500 * time.Millisecond
+	pullPatience  = 3*pullHeartbeat + 200*time.Millisecond
+)
+
+// A pull is a request that the server has not finished.
+type pull struct {
+	id   string
+	left int
+}
+
+// wanted is how many events the server may still send unasked.
+func (d *durable) wanted() int {
+	n := 0
+	for _, p := range d.pulls {
+		n += p.left
+	}
+	return n
+}
+
+// firstPull asks for one event without waiting, so that an idle consumer is
+// known to answer at once and not after the first heartbeat.
+func (d *durable) firstPull() {
+	d.ask(1, `{"batch":1,"no_wait":true}`)
+}
+
+// more pulls when enough room has become free: for each single event it would
+// cost a request per event.
+func (d *durable) more() {
+	if d.stopping || d.checking != nil || !d.c.link.isUp() {
+		return
+	}
+	want := d.wanted()
+	room := d.max - d.unsettled - len(d.backlog) - want
+	if room > 0 && (want == 0 || room > d.max/2) {
+		d.ask(room, fmt.Sprintf(`{"batch":%d,"expires":%d,"idle_heartbeat":%d}`, room, pullExpiry, pullHeartbeat))
+	}
+}
+
+func (d *durable) ask(n int, body string) {
+	d.pullN++
+	id := strconv.Itoa(d.pullN)
+	if len(d.pulls) == 0 {
+		d.heard = time.Now()
+	}
+	d.pulls = append(d.pulls, pull{id: id, left: n})
+	err := d.c.nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+d.stream+"."+d.consumer, d.inbox+id, []byte(body))
+	if err != nil {
+		d.pulls = d.pulls[:len(d.pulls)-1] // the connection is down; linkUp comes
+	}
+}
+
+// receive runs on the subscription's goroutine.
+func (d *durable) receive(m *nats.Msg) { d.post(func() { d.got(m) }) }
+
+func (d *durable) got(m *nats.Msg) {
+	d.heard = time.Now()
+	select {
+	case <-d.ready:
+	default:
+		if !noResponders(m) {
+			close(d.ready)
+		}
+	}
+	if strings.HasPrefix(m.Subject, d.inbox) {
+		d.status(strings.TrimPrefix(m.Subject, d.inbox), m)
+	} else {
+		d.event(m)
+	}
+	d.pump()
+}
+
+// status takes what the server says about a pull.
+func (d *durable) status(id string, m *nats.Msg) {
+	code := m.Header.Get("Status")
+	if code == "100" {
+		return // idle heartbeat
+	}
+	for i, p := range d.pulls {
+		if p.id == id {
+			d.pulls = append(d.pulls[:i:i], d.pulls[i+1:]...)
+			break
+		}
+	}
+	say := m.Header.Get("Description")
+	switch {
+	case code == "404", code == "408":
+		return // nothing came in time
+	case code == "409" && !strings.Contains(say, "Deleted") && !strings.Contains(say, "Shutdown") && !strings.Contains(say, "Leadership"):
+		if say != "Batch Completed" {
+			d.c.log.Warn("natsbus: a pull was refused", "consumer", d.consumer, "stream", d.stream, "status", code, "cause", say)
+			d.check(checkFirst)
+		}
+	default:
+		d.c.log.Warn("natsbus: a pull ended; looking the consumer up", "consumer", d.consumer, "stream", d.stream, "status", code, "cause", say)
+		d.check(checkFirst)
+	}
+}
+
+// event takes what the consumer has sent.
+func (d *durable) event(m *nats.Msg) {
+	for i := range d.pulls { // requests are served in their order
+		if d.pulls[i].left--; d.pulls[i].left == 0 {
+			d.pulls = append(d.pulls[:i:i], d.pulls[i+1:]...)
+		}
+		break
+	}
+	meta, err := m.Metadata()
+	if err != nil {
+		d.c.drop(1, fmt.Errorf("natsbus: %s: a message from %s was not sent by a consumer: %w", d.filter, m.Subject, err))
+		return
+	}
+	seq := meta.Sequence.Stream
+	if list := d.acks[seq]; len(list) > 0 && d.memory.has(seq) {
+		// The server sends it again although its outcome is on the way.
+		a := list[len(list)-1]
+		a.reply = m.Reply
+		d.writeAck(a)
+		return
+	}
+	if d.memory.has(seq) {
+		d.c.log.Debug("natsbus: acknowledged again what was settled here", "stream", d.stream, "sequence", seq)
+		d.sendAck(seq, m.Reply, bodyAck, nil)
+		return
+	}
+	if x := d.inflight[seq]; x != nil {
+		x.reply = m.Reply // in work here: the next heartbeat says so
+		return
+	}
+	d.accept(m, seq, int(meta.NumDelivered))
+}
+
+func (d *durable) accept(m *nats.Msg, seq uint64, attempt int) {
+	msg, err := decode(d.c.topic(m.Subject), m.Header, m.Data)
+	if err != nil {
+		// Handed over as it is, so that it can be set aside with its body.
+		setHeader(&msg, hBroken, err.Error())
+		d.c.report(fmt.Errorf("natsbus: %s: event %d of stream %s cannot be decoded: %w", m.Subject, seq, d.stream, err))
+	}
+	x := &delivery{d: d, msg: msg, seq: seq, attempt: attempt, reply: m.Reply, epoch: d.epoch}
+	d.inflight[seq] = x
+	d.backlog = append(d.backlog, x)
+}
+
+// pump hands over what there is room for, and asks for more.
+func (d *durable) pump() {
+	for len(d.backlog) > 0 && d.unsettled < d.max {
+		x := d.backlog[0]
+		if d.backlog = d.backlog[1:]; len(d.backlog) == 0 {
+			d.backlog = nil
+		}
+		d.unsettled++
+		d.out.put(handed{x: x})
+	}
+	d.more()
+}
+
+// watch notices a pull that is not answered.
+func (d *durable) watch() {
+	if len(d.pulls) > 0 && d.checking == nil && d.c.link.isUp() && time.Since(d.heard) > pullPatience {
+		d.c.log.Warn("natsbus: the consumer has gone silent; looking it up", "consumer", d.consumer, "stream", d.stream)
+		d.check(0)
+		return
+	}
+	d.more()
+}
+
+const (
+	checkFirst = 50 * time.Millisecond
+	checkCap   = 2 * time.Second
+)
+
+// check makes sure of stream and consumer again, after a while, and then pulls
+// anew. Nothing is pulled meanwhile: of a stream that was made anew the
+// sequences mean other events.
+func (d *durable) check(after time.Duration) {
+	d.pulls = nil
+	if d.stopping || d.checking != nil {
+		return
+	}
+	d.checking = loop.Go(func(ctx context.Context) {
+		select {
+		case <-time.After(after):
+		case <-ctx.Done():
+			return
+		}
+		try, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		err := d.c.link.wait(try)
+		var stream, consumer string
+		var created time.Time
+		if err == nil {
+			stream, consumer, created, err = d.c.findConsumer(try, d.spec.Group, d.filter)
+		}
+		d.post(func() { d.checked(stream, consumer, created, err) })
+	})
+}
+
+func (d *durable) checked(stream, consumer string, created time.Time, err error) {
+	d.checking = nil
+	if err == nil {
+		d.checkWait = 0
+		d.bind(stream, consumer, created)
+		d.repeatAcks(0)
+		d.pump()
+		return
+	}
+	if d.checkWait = min(max(2*d.checkWait, checkFirst), checkCap); d.checkWait == checkCap && !errors.Is(err, context.DeadlineExceeded) {
+		d.c.report(fmt.Errorf("natsbus: group %q gets nothing of %q: %w", d.spec.Group, d.spec.Pattern, err))
+	}
+	d.check(d.checkWait)
+}
