@@ -35,7 +35,7 @@ var (
 	// ErrFull: a buffer, stream or disk is at its bound; nothing was accepted.
 	ErrFull = errors.New("at its bound")
 	// ErrClosed: the adapter was drained or closed.
-	ErrClosed = errors.New("adapter closed")
+	ErrClosed = errors.New("closed")
 	// ErrInDoubt: the message may or may not have been accepted.
 	ErrInDoubt = errors.New("in doubt: it may have been accepted")
 )

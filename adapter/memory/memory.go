@@ -1,0 +1,311 @@
+// Package memory joins buses of one process without a broker: it is the
+// reference adapter, and a transport for tests. Importing it registers the
+// scheme "mem"; all that opens the same mem:NAME is joined.
+//
+// It keeps every promise of package adapter, the durable ones too, for as long
+// as the process lives: what is durable is kept under NAME when all have closed,
+// and nothing is ever written to a disk.
+package memory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/tidings-go/tidings/adapter"
+	"github.com/tidings-go/tidings/internal/topic"
+)
+
+func init() { adapter.Register("mem", Open) }
+
+// maxQueued bounds what waits for one live subscription.
+const maxQueued = 65536
+
+var (
+	hubsMu sync.Mutex
+	hubs   = map[string]*hub{}
+
+	errClosed = fmt.Errorf("memory: %w", adapter.ErrClosed)
+)
+
+// A hub is what all adapters of one name share. Nothing of the caller's runs
+// while mu is held.
+type hub struct {
+	mu     sync.Mutex
+	routes []string // patterns that are kept
+	log    []*stored
+	groups map[groupKey]*group
+	live   []*subscription
+}
+
+type groupKey struct{ group, pattern string }
+
+// stored is one durable message.
+type stored struct {
+	seq     uint64
+	subject string
+	msg     adapter.Message
+}
+
+// A group is a durable group: what waits for it, in order, and who takes it.
+type group struct {
+	queue   []*task
+	members []*subscription
+}
+
+// A task is one message for one group.
+type task struct {
+	*stored
+	attempt int
+}
+
+func hubOf(name string) *hub {
+	hubsMu.Lock()
+	defer hubsMu.Unlock()
+	h := hubs[name]
+	if h == nil {
+		h = &hub{groups: map[groupKey]*group{}}
+		hubs[name] = h
+	}
+	return h
+}
+
+// conn is one adapter.
+type conn struct {
+	hub     *hub
+	cfg     adapter.Config
+	url     string
+	closed  atomic.Bool
+	dropped atomic.Uint64
+
+	mu   sync.Mutex
+	subs map[*subscription]struct{}
+}
+
+// Open joins the hub that url names; it is the [adapter.Opener] of this package.
+func Open(ctx context.Context, url string, cfg adapter.Config) (adapter.Adapter, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("memory: %w", context.Cause(ctx))
+	}
+	name, ok := strings.CutPrefix(url, "mem:")
+	if !ok || name == "" {
+		return nil, errors.New(`memory: the URL is not of the form mem:NAME`)
+	}
+	c := &conn{hub: hubOf(name), cfg: cfg, url: url, subs: map[*subscription]struct{}{}}
+	c.hub.mu.Lock()
+	defer c.hub.mu.Unlock()
+	for _, p := range cfg.Durable {
+		if s := c.subject(p); !slices.Contains(c.hub.routes, s) {
+			c.hub.routes = append(c.hub.routes, s)
+		}
+	}
+	return c, nil
+}
+
+func (c *conn) subject(s string) string {
+	if c.cfg.Prefix == "" {
+		return s
+	}
+	return c.cfg.Prefix + "." + s
+}
+
+func (c *conn) topic(s string) string {
+	if c.cfg.Prefix == "" {
+		return s
+	}
+	return strings.TrimPrefix(s, c.cfg.Prefix+".")
+}
+
+// Caps implements [adapter.Adapter].
+func (c *conn) Caps() adapter.Caps { return adapter.Caps{Durable: true} }
+
+// Publish implements [adapter.Adapter]. Every subscription has the message
+// when it returns.
+func (c *conn) Publish(ctx context.Context, m *adapter.Message, class adapter.Class) error {
+	if c.closed.Load() {
+		return errClosed
+	}
+	subject := c.subject(m.Topic)
+	msg := *m
+	msg.Served = slices.Clone(m.Served)
+	msg.Time = m.Time.Round(0) // a monotonic reading does not travel
+	if class == adapter.Durable && ctx.Err() != nil {
+		return fmt.Errorf("memory: %s: not sent: %w", m.Topic, context.Cause(ctx))
+	}
+	c.hub.mu.Lock()
+	full, err := c.hub.publish(subject, msg, class)
+	c.hub.mu.Unlock()
+	for _, s := range full {
+		s.c.dropped.Add(1)
+		s.c.report(fmt.Errorf("memory: %s: an event was dropped: the subscription did not keep up with %d waiting", s.spec.Pattern, maxQueued))
+	}
+	return err
+}
+
+// publish hands a message to everybody and returns the subscriptions that had
+// no room. It is called with mu held.
+func (h *hub) publish(subject string, msg adapter.Message, class adapter.Class) (full []*subscription, err error) {
+	if class == adapter.Durable {
+		if !slices.ContainsFunc(h.routes, func(p string) bool { return topic.Covers(p, subject) }) {
+			return nil, fmt.Errorf("memory: %s: %w: name it in Config.Durable", subject, adapter.ErrNotDurable)
+		}
+		st := &stored{seq: uint64(len(h.log) + 1), subject: subject, msg: msg}
+		h.log = append(h.log, st)
+		for key, g := range h.groups {
+			if topic.Match(key.pattern, subject) {
+				g.queue = append(g.queue, &task{stored: st})
+				g.dispatch()
+			}
+		}
+	}
+	return h.publishLive(subject, msg), nil
+}
+
+// publishLive gives each subscription without a group a copy, and one member of
+// each group another.
+func (h *hub) publishLive(subject string, msg adapter.Message) (full []*subscription) {
+	served := map[groupKey]bool{}
+	for i := 0; i < len(h.live); i++ {
+		s := h.live[i]
+		key := groupKey{s.spec.Group, s.subject}
+		if !topic.Match(s.subject, subject) || served[key] {
+			continue
+		}
+		if s.spec.Group != "" {
+			served[key] = true
+			// The others of the group are first next time.
+			h.live = append(append(h.live[:i:i], h.live[i+1:]...), s)
+			i--
+		}
+		m := msg
+		m.Topic = s.c.topic(subject)
+		if !s.put(handed{d: adapter.Delivery{Message: m, Attempt: 1}}, maxQueued) {
+			full = append(full, s)
+		}
+	}
+	return full
+}
+
+// dispatch gives what waits to the members that have room. It is called with
+// the hub's mu held.
+func (g *group) dispatch() {
+	for len(g.queue) > 0 {
+		i := slices.IndexFunc(g.members, func(s *subscription) bool { return len(s.taken) < s.max })
+		if i < 0 {
+			return
+		}
+		s, t := g.members[i], g.queue[0]
+		g.members = append(slices.Delete(g.members, i, i+1), s)
+		g.queue = g.queue[1:]
+		t.attempt++
+		x := &settler{s: s, t: t}
+		s.taken[t] = x
+		m := t.msg
+		m.Topic = s.c.topic(t.subject)
+		s.put(handed{d: adapter.Delivery{Message: m, Sequence: t.seq, Attempt: t.attempt, Settle: x}}, 0)
+	}
+}
+
+// again puts a task back in its place.
+func (g *group) again(t *task) {
+	i, _ := slices.BinarySearchFunc(g.queue, t.seq, func(a *task, seq uint64) int {
+		switch {
+		case a.seq < seq:
+			return -1
+		case a.seq > seq:
+			return 1
+		}
+		return 0
+	})
+	g.queue = slices.Insert(g.queue, i, t)
+	g.dispatch()
+}
+
+// Subscribe implements [adapter.Adapter].
+func (c *conn) Subscribe(_ context.Context, spec adapter.Spec) (adapter.Subscription, error) {
+	s := newSubscription(c, spec)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed.Load() {
+		return nil, errClosed
+	}
+	if err := c.hub.join(s); err != nil {
+		return nil, err
+	}
+	c.subs[s] = struct{}{}
+	s.start()
+	return s, nil
+}
+
+func (h *hub) join(s *subscription) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !s.spec.Durable {
+		h.live = append(h.live, s)
+		return nil
+	}
+	if !slices.ContainsFunc(h.routes, func(p string) bool { return topic.Covers(p, s.subject) }) {
+		return fmt.Errorf("memory: %q: %w: name it in Config.Durable of the publisher", s.spec.Pattern, adapter.ErrNotDurable)
+	}
+	key := groupKey{s.spec.Group, s.subject}
+	g := h.groups[key]
+	if g == nil {
+		g = &group{}
+		for _, st := range h.log {
+			if topic.Match(s.subject, st.subject) {
+				g.queue = append(g.queue, &task{stored: st})
+			}
+		}
+		h.groups[key] = g
+	}
+	s.group = g
+	g.members = append(g.members, s)
+	g.dispatch()
+	return nil
+}
+
+// leave takes a subscription out: it gets nothing more.
+func (h *hub) leave(s *subscription) {
+	is := func(o *subscription) bool { return o == s }
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.live = slices.DeleteFunc(h.live, is)
+	if s.group != nil {
+		s.group.members = slices.DeleteFunc(s.group.members, is)
+	}
+}
+
+// Stats implements [adapter.Adapter].
+func (c *conn) Stats() adapter.Stats {
+	return adapter.Stats{Connected: !c.closed.Load(), URL: c.url, Dropped: c.dropped.Load()}
+}
+
+func (c *conn) report(err error) {
+	if c.cfg.Logger != nil {
+		c.cfg.Logger.Error(err.Error())
+	}
+	if c.cfg.OnError != nil {
+		c.cfg.OnError(err)
+	}
+}
+
+// Drain implements [adapter.Adapter]. Nothing waits between Publish and the
+// subscriptions, so it is the same as Close.
+func (c *conn) Drain(context.Context) error { return c.Close() }
+
+// Close implements [adapter.Adapter].
+func (c *conn) Close() error {
+	c.mu.Lock()
+	c.closed.Store(true)
+	subs := c.subs
+	c.subs = map[*subscription]struct{}{}
+	c.mu.Unlock()
+	for s := range subs {
+		s.cut()
+	}
+	return nil
+}

@@ -1,0 +1,64 @@
+// Package tidings is ActiveSupport::Notifications for Go, made distributed:
+// application code instruments and publishes named events, subscribers in the
+// same process get them, and, with no change to that code, so do subscribers in
+// other processes once a transport is attached.
+//
+//	var Placed = tidings.NewTopic[Order]("order.placed")
+//
+//	Placed.Subscribe(ctx, func(ctx context.Context, e tidings.Event, o Order) error {
+//		return charge(ctx, o)
+//	}, nil)
+//
+//	err := Placed.Publish(ctx, Order{ID: "7"})
+//
+// This package imports the standard library only. Transports are packages of
+// their own (natsbus), imported by main for their URL scheme.
+//
+// # Topics
+//
+// Topics are tokens joined by dots, as NATS subjects are: order.placed. A pattern
+// may have "*" for one token and ">" at the end for one or more. Topics that
+// begin with "tidings." are the bus's own events and never leave the process.
+//
+// # Delivery
+//
+// A route gives each topic a class. Local events reach this process. Live ones
+// also reach the processes connected now, at most once. Durable ones are stored
+// by the broker and wait for each durable group, at least once, with an id to
+// know duplicates by. Never is anything delivered "exactly once".
+//
+// Without options a subscription means: each event is handled once per app. If
+// the publishing process has the subscription, it takes the event itself;
+// otherwise one process of the app does. SubscribeOptions.Broadcast reaches every
+// process. Several subscriptions of one process with the same group and pattern
+// are one member of the group, and each of them runs.
+//
+// Publish returns nil if and only if every route and queue has accepted the
+// event. The transport comes first, then local subscribers. What cannot be
+// accepted is an error; what is dropped by a policy is counted and logged.
+//
+// # Ordering
+//
+// Events of one publisher reach one subscription in order, as long as it has one
+// worker, or per SubscribeOptions.Key with several. A publisher is whoever waits
+// for one Publish before the next.
+//
+// # Handlers
+//
+// Handlers run on their subscription's workers, from a bounded queue, unless
+// Inline. They get the publisher's context values, not its cancellation. An error
+// is reported, and retried as Retry says. A panic, or a handler that never
+// returns, stays in its own subscription. Every method of the bus may be called
+// inside every handler; no lock of the bus is held while user code runs.
+//
+// # Shutdown
+//
+// Drain stops taking, finishes what was taken, confirms the acknowledgements,
+// flushes and closes; its error names what a deadline cut. Close ends at once.
+//
+// # Errors
+//
+// Every error is an *[Error] and wraps one of the few sentinels where a program
+// may want to tell causes apart. Errors without a caller go to Options.OnError
+// and to the log.
+package tidings

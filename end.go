@@ -1,0 +1,144 @@
+package tidings
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/tidings-go/tidings/internal/goid"
+)
+
+// stopGrace bounds the clean-up behind Stop and Close, which nobody waits for.
+const stopGrace = 5 * time.Second
+
+// Drain ends the subscription and loses nothing: it stops taking, lets the
+// handlers finish what was taken, and settles it. When ctx ends first, handlers'
+// contexts are cancelled, what was not handled goes back to the store if it is
+// durable and is dropped and counted if not, and the error says how much.
+//
+// Called from inside a handler it starts the drain and returns nil, since it
+// cannot wait for its own caller; wait for [Subscription.Done] elsewhere.
+func (s *Subscription) Drain(ctx context.Context) error {
+	if s.bus.insideHandler() {
+		ctx := context.WithoutCancel(ctx)
+		s.bus.background(func() { _ = s.drain(ctx) })
+		return nil
+	}
+	return s.drain(ctx)
+}
+
+func (s *Subscription) drain(ctx context.Context) error {
+	if s.ending.CompareAndSwap(false, true) {
+		s.finish(s.leave(ctx), s.settleAll(ctx))
+	}
+	select {
+	case <-s.done:
+		return s.err
+	case <-ctx.Done():
+		return &Error{Op: "drain", Topic: s.pattern, Err: context.Cause(ctx)}
+	}
+}
+
+// Stop ends the subscription at once: events that wait in its queue go back to
+// the store if they are durable, and are dropped and counted if not. A running
+// handler goes on; [Subscription.Done] waits for it.
+func (s *Subscription) Stop() {
+	if !s.ending.CompareAndSwap(false, true) {
+		return
+	}
+	s.bus.remove(s)
+	s.dropQueued("the subscription was stopped")
+	s.bus.background(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
+		defer cancel()
+		_ = s.leave(ctx)
+		for _, w := range s.workers {
+			<-w.Done()
+		}
+		ctx2, cancel2 := context.WithTimeout(context.Background(), stopGrace)
+		defer cancel2()
+		s.finish(s.joined.close(ctx2, s))
+	})
+}
+
+// Done is closed once the subscription has ended and no handler of it runs, or
+// once Drain has given up waiting for one.
+func (s *Subscription) Done() <-chan struct{} { return s.done }
+
+// Err says why the subscription ended: nil while it lives and after a clean end,
+// else what was left undone.
+func (s *Subscription) Err() error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+		return nil
+	}
+}
+
+func (s *Subscription) finish(errs ...error) {
+	if err := errors.Join(errs...); err != nil {
+		s.err = &Error{Op: "drain", Topic: s.pattern, Err: err}
+	}
+	s.cancel()
+	close(s.done)
+}
+
+// leave stops taking: from local publishers and from the transport. What was
+// taken is in the queue when it returns.
+func (s *Subscription) leave(ctx context.Context) error {
+	s.bus.remove(s)
+	select {
+	case <-s.gate.close():
+	case <-ctx.Done():
+	}
+	return s.joined.drain(ctx, s)
+}
+
+// settleAll lets the workers finish, then the acknowledgements.
+func (s *Subscription) settleAll(ctx context.Context) error {
+	return errors.Join(s.finishQueue(ctx), s.joined.close(ctx, s))
+}
+
+func (s *Subscription) finishQueue(ctx context.Context) error {
+	for _, q := range s.lanes {
+		q.close()
+	}
+	var err error
+	for _, w := range s.workers {
+		if w.Wait(ctx) != nil {
+			s.cancel() // handlers that obey their context end now
+			err = s.leftBehind(ctx)
+			break
+		}
+	}
+	return err
+}
+
+// leftBehind gives up what the deadline cut, and names it.
+func (s *Subscription) leftBehind(ctx context.Context) error {
+	running := s.counts.running.Load()
+	left := s.dropQueued("the deadline of a drain ended first")
+	return fmt.Errorf("%w: subscription %s of group %q: %d handlers still running, %d queued events left",
+		context.Cause(ctx), s.pattern, s.opts.Group, running, left)
+}
+
+// dropQueued empties the queues.
+func (s *Subscription) dropQueued(why string) int {
+	n := 0
+	for _, q := range s.lanes {
+		for _, it := range q.clear() {
+			s.drop(it, why)
+			s.bus.work.done()
+			n++
+		}
+	}
+	return n
+}
+
+// insideHandler reports whether the calling goroutine runs a handler of this bus.
+func (b *Bus) insideHandler() bool {
+	_, ok := b.workers.Load(goid.ID())
+	return ok
+}

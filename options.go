@@ -1,0 +1,319 @@
+package tidings
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/tidings-go/tidings/internal/topic"
+)
+
+// Options configure a bus. The zero value works; [New] checks the rest once and
+// names the field that is wrong.
+type Options struct {
+	// App names the program; all its processes share it. Default: TIDINGS_APP, then
+	// the name of the executable.
+	App string
+	// Instance names this process among those of the app. Default: random.
+	Instance string
+	// Prefix is set before each topic on the wire and keeps environments apart on
+	// one broker. Default: TIDINGS_PREFIX, then none.
+	Prefix string
+	// Routes say how topics are delivered beyond the process; the first that
+	// matches wins, and those of TIDINGS_ROUTES ("order.>=durable,debug.>=local")
+	// come first. Without any, what is published goes live and what is instrumented
+	// stays local; with routes they alone decide, and what none matches stays local.
+	Routes []Route
+	// Codec encodes payloads that leave the process. Default: JSON; []byte,
+	// json.RawMessage and string go as they are.
+	Codec Codec
+	// Logger gets what has no caller to be told. Default: slog.Default().
+	Logger *slog.Logger
+	// OnError gets every error that has no caller: of handlers, of the transport.
+	// It may be called concurrently and may call the bus. The log has them too.
+	OnError func(context.Context, error)
+	// AlwaysEncode gives local subscribers the encoded form that remote ones would
+	// get: for tests and staging.
+	AlwaysEncode bool
+}
+
+// Route gives the topics that match Pattern a class of delivery.
+type Route struct {
+	Pattern string
+	Class   Class
+	Ack     Ack
+}
+
+// Class is how far an event reaches, and what is promised for it.
+type Class uint8
+
+const (
+	// Local: subscribers of this process.
+	Local Class = iota + 1
+	// Live: also the processes that are connected now, at most once.
+	Live
+	// Durable: stored by the broker; waits for every durable group.
+	Durable
+)
+
+// String returns the name used in TIDINGS_ROUTES.
+func (c Class) String() string {
+	if c < Local || c > Durable {
+		return fmt.Sprintf("Class(%d)", uint8(c))
+	}
+	return [...]string{Local: "local", Live: "live", Durable: "durable"}[c]
+}
+
+// Ack is who has accepted a durable event once Publish has returned nil.
+type Ack uint8
+
+const (
+	// AckBroker: the broker has acknowledged it.
+	AckBroker Ack = iota
+	// AckSpool: it is on this machine's disk. No transport offers it yet; Attach
+	// refuses it.
+	AckSpool
+)
+
+// SubscribeOptions configure a subscription; nil means the defaults: one process
+// of the app handles each event, by one worker, from a queue of 1024.
+type SubscribeOptions struct {
+	// Group is a set of processes of which one handles each event. Default:
+	// Options.App.
+	Group string
+	// Broadcast: every process handles each event. Excludes Group and Durable.
+	Broadcast bool
+	// Durable: events wait for the group while it is away, and are retried until
+	// handled. A durable route must cover the pattern.
+	Durable bool
+	// Inline: the handler runs on the goroutine that publishes or delivers. For
+	// what is short and must not be queued, like metrics. Excludes Queue, Overflow,
+	// Workers, Key, Retry and Durable.
+	Inline bool
+	// Queue bounds the events that wait for a handler, in events. Default 1024.
+	Queue int
+	// Overflow says what a full queue does. Default: Block. Durable subscriptions
+	// take no more than their queue holds, so theirs never overflows.
+	Overflow Overflow
+	// BlockTimeout is how long Block waits. Default 5 s.
+	BlockTimeout time.Duration
+	// Workers is how many handlers may run at once in this process. Default 1, which
+	// keeps the order of each publisher.
+	Workers int
+	// Key keeps the order of events with equal keys when Workers is above 1.
+	Key func(Event) string
+	// Timeout cancels a handler's context. Default: none.
+	Timeout time.Duration
+	// Retry says when a handler that failed is called again.
+	Retry Retry
+}
+
+// Overflow is what a full queue does with one more event. Whatever is dropped is
+// counted, and logged once per burst.
+type Overflow uint8
+
+const (
+	// Block makes Publish wait up to BlockTimeout, then fail with ErrOverflow. A
+	// handler that publishes into its own full queue fails at once.
+	Block Overflow = iota
+	// DropOldest drops what has waited longest.
+	DropOldest
+	// DropNewest drops the new event.
+	DropNewest
+	// Fail makes Publish fail with ErrOverflow at once.
+	Fail
+)
+
+// Retry says how often and how fast a failed handler is called again with the
+// same event.
+type Retry struct {
+	// Attempts bounds how often the handler is called. Default: 1 for local and
+	// live events; without bound for durable ones.
+	Attempts int
+	// Backoff is the wait before the second attempt; it doubles up to MaxBackoff.
+	// Defaults: 100 ms and 30 s.
+	Backoff, MaxBackoff time.Duration
+}
+
+// delay is the wait after the given failed attempt, the first being 1.
+func (r Retry) delay(attempt int) time.Duration {
+	d := r.Backoff
+	for ; attempt > 1 && d < r.MaxBackoff; attempt-- {
+		d *= 2
+	}
+	return min(d, r.MaxBackoff)
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.App == "" {
+		o.App = os.Getenv("TIDINGS_APP")
+	}
+	if o.App == "" {
+		o.App = appFromExecutable()
+	}
+	if o.Instance == "" {
+		o.Instance = nonce()
+	}
+	if o.Prefix == "" {
+		o.Prefix = os.Getenv("TIDINGS_PREFIX")
+	}
+	if o.Codec == nil {
+		o.Codec = jsonCodec{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	for field, name := range map[string]string{"App": o.App, "Instance": o.Instance} {
+		if err := checkName(name); err != nil {
+			return o, &Error{Op: "new", Err: fmt.Errorf("Options.%s %q: %w", field, name, err)}
+		}
+	}
+	if o.Prefix != "" {
+		if err := topic.Check(o.Prefix); err != nil {
+			return o, &Error{Op: "new", Err: fmt.Errorf("Options.Prefix: %w", err)}
+		}
+	}
+	env, err := parseRoutes(os.Getenv("TIDINGS_ROUTES"))
+	if err != nil {
+		return o, &Error{Op: "new", Err: fmt.Errorf("TIDINGS_ROUTES: %w", err)}
+	}
+	for i, r := range o.Routes {
+		if err := r.check(); err != nil {
+			return o, &Error{Op: "new", Err: fmt.Errorf("Options.Routes[%d]: %w", i, err)}
+		}
+	}
+	o.Routes = append(env, o.Routes...)
+	return o, nil
+}
+
+func (r Route) check() error {
+	if err := topic.CheckPattern(r.Pattern); err != nil {
+		return err
+	}
+	if r.Class < Local || r.Class > Durable {
+		return fmt.Errorf("Class is %v; it must be Local, Live or Durable", r.Class)
+	}
+	if r.Ack > AckSpool || (r.Ack == AckSpool && r.Class != Durable) {
+		return fmt.Errorf("Ack: AckSpool is for durable routes, not for %v", r.Class)
+	}
+	return nil
+}
+
+// parseRoutes reads "pattern=class" pairs joined by commas.
+func parseRoutes(s string) ([]Route, error) {
+	var routes []Route
+	for pair := range strings.SplitSeq(s, ",") {
+		if pair = strings.TrimSpace(pair); pair == "" {
+			continue
+		}
+		pattern, class, _ := strings.Cut(pair, "=")
+		r := Route{Pattern: strings.TrimSpace(pattern)}
+		switch strings.TrimSpace(class) {
+		case "local":
+			r.Class = Local
+		case "live":
+			r.Class = Live
+		case "durable":
+			r.Class = Durable
+		default:
+			return nil, fmt.Errorf("%q: want PATTERN=local, PATTERN=live or PATTERN=durable", pair)
+		}
+		if err := r.check(); err != nil {
+			return nil, err
+		}
+		routes = append(routes, r)
+	}
+	return routes, nil
+}
+
+func (o *SubscribeOptions) withDefaults(b *Bus) (SubscribeOptions, error) {
+	var s SubscribeOptions
+	if o != nil {
+		s = *o
+	}
+	if err := s.check(); err != nil {
+		return s, err
+	}
+	if s.Group == "" && !s.Broadcast {
+		s.Group = b.opts.App
+	}
+	if s.Queue == 0 {
+		s.Queue = 1024
+	}
+	if s.BlockTimeout == 0 {
+		s.BlockTimeout = 5 * time.Second
+	}
+	s.Workers = max(s.Workers, 1)
+	if s.Retry.Backoff == 0 {
+		s.Retry.Backoff = 100 * time.Millisecond
+	}
+	if s.Retry.MaxBackoff == 0 {
+		s.Retry.MaxBackoff = max(30*time.Second, s.Retry.Backoff)
+	}
+	return s, nil
+}
+
+func (o *SubscribeOptions) check() error {
+	if o.Group != "" {
+		if err := checkName(o.Group); err != nil {
+			return fmt.Errorf("SubscribeOptions.Group %q: %w", o.Group, err)
+		}
+	}
+	for field, n := range map[string]int64{"Queue": int64(o.Queue), "Workers": int64(o.Workers),
+		"BlockTimeout": int64(o.BlockTimeout), "Timeout": int64(o.Timeout), "Retry.Attempts": int64(o.Retry.Attempts),
+		"Retry.Backoff": int64(o.Retry.Backoff), "Retry.MaxBackoff": int64(o.Retry.MaxBackoff)} {
+		if n < 0 {
+			return fmt.Errorf("SubscribeOptions.%s is negative", field)
+		}
+	}
+	switch {
+	case o.Overflow > Fail:
+		return fmt.Errorf("SubscribeOptions.Overflow: no such policy: %d", o.Overflow)
+	case o.Broadcast && o.Group != "":
+		return fmt.Errorf("SubscribeOptions.Broadcast reaches every process, Group %q one of them: choose one", o.Group)
+	case o.Broadcast && o.Durable:
+		return fmt.Errorf("SubscribeOptions.Durable needs a group for the events to wait for: leave out Broadcast")
+	case o.Inline && (o.Queue != 0 || o.Overflow != Block || o.Workers > 1 || o.Key != nil || o.Retry != Retry{}):
+		return fmt.Errorf("SubscribeOptions.Inline has no queue: leave out Queue, Overflow, Workers, Key and Retry")
+	case o.Inline && o.Durable:
+		return fmt.Errorf("SubscribeOptions.Durable settles events from a queue: leave out Inline")
+	case o.Key != nil && o.Workers <= 1:
+		return fmt.Errorf("SubscribeOptions.Key keeps order between workers: set Workers above 1, or leave it out")
+	}
+	return nil
+}
+
+// checkName holds for apps, instances and groups, which become parts of a URL
+// and of names on the broker.
+func checkName(s string) error {
+	if err := topic.Check(s); err != nil {
+		return err
+	}
+	if i := strings.IndexAny(s, "./\\|,"); i >= 0 {
+		return fmt.Errorf("%q is not allowed in a name", s[i])
+	}
+	return nil
+}
+
+func appFromExecutable() string {
+	name := strings.TrimSuffix(filepath.Base(os.Args[0]), ".exe")
+	return strings.Map(func(r rune) rune {
+		if strings.ContainsRune("./\\|,*>$ \t", r) {
+			return '-'
+		}
+		return r
+	}, name)
+}
+
+// nonce is 80 random bits as 16 characters fit for a name.
+func nonce() string {
+	var b [10]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
+	return strings.ToLower(base32.HexEncoding.EncodeToString(b[:]))
+}

@@ -1,0 +1,79 @@
+package tidings
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/tidings-go/tidings/internal/topic"
+)
+
+// Topic is a topic whose payloads are all T, checked by the compiler. It is
+// resolved once: publishing looks nothing up, and costs one atomic load when
+// nobody listens. Copies are the same topic; the zero Topic is of no use.
+type Topic[T any] struct{ e *entry }
+
+// NewTopic makes a typed topic on the [Default] bus. It panics on a bad name, and
+// on a name that is taken with another type: both are mistakes in the program. It
+// is meant for package-level variables.
+func NewTopic[T any](name string) Topic[T] { return newTopic[T](Default(), name) }
+
+// On is the same topic on another bus. It panics if that bus has the name with
+// another type.
+func (t Topic[T]) On(b *Bus) Topic[T] { return newTopic[T](b, t.Name()) }
+
+// Name is what it was made with.
+func (t Topic[T]) Name() string { return t.e.topic }
+
+func newTopic[T any](b *Bus, name string) Topic[T] {
+	err := topic.Check(name)
+	if err == nil && isOwn(name) {
+		err = fmt.Errorf("%w %q: topics that begin with tidings. are the bus's own", ErrTopic, name)
+	}
+	if err != nil {
+		panic(&Error{Op: "new topic", Topic: name, Err: err})
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.makeEntry(name)
+	e.pinned = true
+	if e.typ == nil {
+		e.typ = (*T)(nil)
+	}
+	if _, same := e.typ.(*T); !same {
+		panic(&Error{Op: "new topic", Topic: name, Err: fmt.Errorf("it is taken with the type %T, not %T", e.typ, (*T)(nil))})
+	}
+	return Topic[T]{e}
+}
+
+// Publish is [Bus.Publish] with the payload's type checked.
+func (t Topic[T]) Publish(ctx context.Context, v T) error {
+	if w := t.e.view.Load(); w != nil {
+		return t.e.publish(ctx, w, v)
+	}
+	return t.e.bus.closedError(t.e.topic)
+}
+
+// Instrument is [Bus.Instrument] with the payload's type checked.
+func (t Topic[T]) Instrument(ctx context.Context, v T, fn func(context.Context) error) error {
+	if w := t.e.view.Load(); w != nil && (len(w.locals) > 0 || w.instr != 0) {
+		return t.e.instrument(ctx, w, v, fn)
+	}
+	return fn(ctx)
+}
+
+// Subscribe is [Bus.Subscribe] to this topic. A remote payload that does not
+// decode into T is a handler error that no retry can mend.
+func (t Topic[T]) Subscribe(ctx context.Context, h func(context.Context, Event, T) error, o *SubscribeOptions) (*Subscription, error) {
+	if h == nil {
+		return t.e.bus.Subscribe(ctx, t.e.topic, nil, o) // says what is wrong
+	}
+	return t.e.bus.Subscribe(ctx, t.e.topic, func(ctx context.Context, e Event) error {
+		v, ok := e.r.payload.(T)
+		if !ok {
+			if err := e.Decode(&v); err != nil {
+				return Permanent(fmt.Errorf("cannot decode %s from %s into %T: %w", e.Topic(), e.Source(), v, err))
+			}
+		}
+		return h(ctx, e, v)
+	}, o)
+}
