@@ -19,8 +19,9 @@ const reexecEnv = "TIDINGS_REEXEC"
 // A reexecParent is the master that executed this one; zero if none did.
 type reexecParent struct{ pid, generation int }
 
-// takeReexecParent reads and unsets reexecEnv. It believes it only from the
-// process that started this one: the variable may have leaked.
+// takeReexecParent reads and unsets reexecEnv, so that it does not reach
+// workers. Whether the old master still is there is asked of the kernel later:
+// the variable may be out of date.
 func takeReexecParent() reexecParent {
 	text := os.Getenv(reexecEnv)
 	os.Unsetenv(reexecEnv)

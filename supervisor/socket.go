@@ -111,8 +111,8 @@ func listenOn(a address) (*os.File, error) {
 		if conn, dial := net.Dial("unix", a.where); dial == nil {
 			conn.Close()
 			return nil, fmt.Errorf("supervisor: listen on %s: a live process serves it: find it with lsof %s: %w", a.where, a.where, err)
-		} else if !errors.Is(dial, unix.ECONNREFUSED) {
-			return nil, fmt.Errorf("supervisor: listen on %s: it exists and is not a stale socket: %w", a.where, err)
+		} else if !isSocket(a.where) || !errors.Is(dial, unix.ECONNREFUSED) {
+			return nil, fmt.Errorf("supervisor: listen on %s: it exists and is not a stale socket: move it or choose another path: %w", a.where, err)
 		}
 		if err = os.Remove(a.where); err == nil {
 			l, err = net.Listen(a.network, a.where)
@@ -134,6 +134,13 @@ func listenOn(a address) (*os.File, error) {
 		return l.File()
 	}
 	return nil, fmt.Errorf("supervisor: listen on %s://%s: not a socket", a.network, a.where)
+}
+
+// isSocket guards a file that is somebody's: to connect to it is refused just
+// as to a stale socket.
+func isSocket(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Type() == os.ModeSocket
 }
 
 // closeSockets closes them and, if they are not another master's too, removes
