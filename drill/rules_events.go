@@ -1,0 +1,299 @@
+package drill
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/tidings-go/tidings/drill/witness"
+)
+
+// judgeEvents holds each event against each subscription that must get it.
+func (j *judge) judgeEvents() {
+	last := j.lastBegun()
+	for _, p := range j.sorted {
+		for _, x := range j.ev.Expect {
+			if x.Topic != p.topic {
+				continue
+			}
+			row := j.rowAt(x.Durable, p.intent+lookahead)
+			d := &delivery{judge: j, p: p, x: x, row: row, hs: j.got[deliveryKey{p.eventKey, x.Pattern, x.Group}], last: last}
+			d.count()
+			d.judgeRefused()
+			if x.Durable {
+				d.judgeDurable()
+			} else {
+				d.judgeLive()
+			}
+			d.judgeDelay()
+		}
+	}
+}
+
+// stream is what one process gets of one publisher's topic for one subscription.
+type stream struct {
+	rep              *Reporter
+	topic, publisher string
+	pattern, group   string
+}
+
+// lastBegun is the highest number that each process has begun of each stream.
+func (j *judge) lastBegun() map[stream]int {
+	last := map[stream]int{}
+	for k, hs := range j.got {
+		publisher, n, ok := witness.SplitID(k.id)
+		if !ok {
+			continue
+		}
+		for _, h := range hs {
+			s := stream{h.rep, k.topic, publisher, k.pattern, k.group}
+			if seen, ok := last[s]; !ok || n > seen {
+				last[s] = n
+			}
+		}
+	}
+	return last
+}
+
+// delivery is one event on its way to one (group, pattern).
+type delivery struct {
+	*judge
+	p    *publication
+	x    Expectation
+	row  *Row
+	hs   []*handling // by begin
+	last map[stream]int
+}
+
+func (d *delivery) handled() bool {
+	for _, h := range d.hs {
+		if h.ok() {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *delivery) count() {
+	rows := []*Row{d.row}
+	if d.x.Durable {
+		rows = append(rows, d.accepted)
+	}
+	for _, r := range rows {
+		r.Sent++
+		switch d.p.state {
+		case witness.Accept:
+			r.Accepted++
+		case witness.Doubt:
+			r.InDoubt++
+		}
+		if d.handled() {
+			r.Handled++
+		}
+	}
+}
+
+func (d *delivery) violate(r *Row, at Mono, h *handling, rule, format string, args ...any) {
+	v := Violation{Rule: rule, Topic: d.p.topic, ID: d.p.id, Pattern: d.x.Pattern, Group: d.x.Group, Text: fmt.Sprintf(format, args...)}
+	if h != nil {
+		v.PID = h.rep.PID
+	}
+	d.broken(r, at, v)
+}
+
+// lost records the loss of an event; for a durable one the promise that what was
+// accepted is handled is broken too, but the event is named once.
+func (d *delivery) lost(rule, format string, args ...any) {
+	d.row.Lost++
+	if d.x.Durable {
+		d.accepted.Lost++
+		d.accepted.Violations++
+	}
+	var h *handling
+	if len(d.hs) > 0 {
+		h = d.hs[len(d.hs)-1]
+	}
+	d.violate(d.row, d.p.intent, h, rule, format, args...)
+}
+
+func (d *delivery) judgeRefused() {
+	if d.p.state == witness.Refuse && len(d.hs) > 0 {
+		d.violate(d.row, d.hs[0].begin, d.hs[0], RuleRefused, "Publish said that nothing was accepted; %s got it all the same", d.hs[0].rep.name())
+	}
+}
+
+// missing says how an accepted event was not handled, if it was not.
+func (d *delivery) missing() (rule, text string, missing bool) {
+	if d.p.state != witness.Accept || d.handled() {
+		return "", "", false
+	}
+	if len(d.hs) == 0 {
+		return RuleLost, "accepted, and no process of the group has begun it", true
+	}
+	h := d.hs[len(d.hs)-1]
+	if h.end == 0 {
+		return RuleUnfinished, "begun and never ended by " + h.rep.name(), true
+	}
+	return RuleFailed, fmt.Sprintf("the handler in %s failed: %s", h.rep.name(), h.failed), true
+}
+
+func (d *delivery) judgeLive() {
+	if rule, text, missing := d.missing(); missing {
+		if d.forgivenByKill() || d.forgivenByOutage() {
+			d.row.Forgiven++
+		} else {
+			d.lost(rule, "%s", text)
+		}
+	}
+	for i, h := range d.hs {
+		if i == 0 {
+			continue
+		}
+		h.double = true
+		d.doubled(h, d.hs[i-1])
+	}
+}
+
+// doubled records a handling that no promise allows, in the row of the time at
+// which it happened.
+func (d *delivery) doubled(h, before *handling) {
+	row := d.rowAt(d.x.Durable, h.begin)
+	row.Doubled++
+	d.violate(row, h.begin, h, RuleDoubled, "begun by %s %v after %s had begun it", h.rep.name(), (h.begin - before.begin).Round(time.Microsecond), before.rep.name())
+}
+
+// forgivenByKill: the event died in the hands of a killed process, or can have
+// been on the way to it. Streams are ordered, so what it was sent and had not
+// begun is above the last number that it had begun.
+func (d *delivery) forgivenByKill() bool {
+	for _, h := range d.hs {
+		if _, dead := d.killed[h.rep]; !dead || h.end != 0 {
+			return false
+		}
+	}
+	if len(d.hs) > 0 {
+		return true
+	}
+	for r, k := range d.killed {
+		n, any := d.last[stream{r, d.p.topic, d.p.publisher, d.x.Pattern, d.x.Group}]
+		if any && d.p.n > n && d.p.done <= k.Noticed+d.lim.Slack {
+			return true
+		}
+	}
+	return false
+}
+
+// forgivenByOutage: the event was published between the stop of the hub and the
+// moment all clients were back. Slack before it is for what the hub had in hand.
+func (d *delivery) forgivenByOutage() bool {
+	if len(d.hs) > 0 {
+		return false
+	}
+	for _, o := range d.ev.Outages {
+		if d.p.done >= o.Down-d.lim.Slack && d.p.intent <= o.Back {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *delivery) judgeDurable() {
+	if rule, text, missing := d.missing(); missing {
+		d.lost(rule, "%s", text)
+	}
+	for i, h := range d.hs {
+		if h.ack != 0 && (h.end == 0 || h.ack < h.end) {
+			d.violate(d.rowAt(true, h.begin), h.ack, h, RuleEarlyAck, "the broker had confirmed the acknowledgement before the handler in %s had ended", h.rep.name())
+		}
+		switch {
+		case i > 0:
+			d.judgeAgain(i)
+		case h.attempt > 1:
+			d.judgeAttempt(h)
+		}
+	}
+}
+
+// judgeAgain judges a begin that is not the event's first.
+func (d *delivery) judgeAgain(i int) {
+	h, before := d.hs[i], d.hs[i-1]
+	h.double = true
+	row := d.rowAt(true, h.begin)
+	if before.failed != "" {
+		row.Redelivered++ // a retry
+		return
+	}
+	for _, b := range d.hs[:i] {
+		if b.rep == h.rep && b.failed == "" {
+			d.doubled(h, b) // a process remembers what it has handled, whatever the broker does
+			return
+		}
+	}
+	switch {
+	case d.diedWith(before, h):
+		d.row2(Kills, row).Redelivered++
+	case d.unacknowledged(before, h):
+		d.row2(Outages, row).Redelivered++
+	default:
+		d.doubled(h, before)
+	}
+}
+
+// row2 is the durable row of a kind, or otherwise.
+func (d *delivery) row2(kind Kind, otherwise *Row) *Row {
+	if r := d.rows[rowKey{true, kind}]; r != nil {
+		return r
+	}
+	return otherwise
+}
+
+// diedWith: before was in the hands of a process that was killed, without an
+// acknowledgement on record, and h came afterwards.
+func (d *delivery) diedWith(before, h *handling) bool {
+	k, dead := d.killed[before.rep]
+	return dead && before.ack == 0 && h.begin > k.Sent
+}
+
+// unacknowledged: before's acknowledgement was not on record when the hub was
+// stopped, and h came after that.
+func (d *delivery) unacknowledged(before, h *handling) bool {
+	for _, o := range d.ev.Outages {
+		if before.begin < o.Back && h.begin > o.Down && (before.ack == 0 || before.ack > o.Down) {
+			return true
+		}
+	}
+	return false
+}
+
+// judgeAttempt judges a first begin of what the broker had delivered before: to a
+// process that died, or whose connection did.
+func (d *delivery) judgeAttempt(h *handling) {
+	h.late = true
+	row := d.rowAt(true, h.begin)
+	for _, k := range d.ev.Kills {
+		if d.p.intent <= k.Noticed+d.lim.Slack && h.begin > k.Sent {
+			d.row2(Kills, row).Redelivered++
+			return
+		}
+	}
+	for _, o := range d.ev.Outages {
+		if d.p.intent <= o.Back && h.begin > o.Down {
+			d.row2(Outages, row).Redelivered++
+			return
+		}
+	}
+	row.Redelivered++
+	d.violate(row, h.begin, h, RuleRedelivered, "delivered for the %d. time, to %s, and nothing had died", h.attempt, h.rep.name())
+}
+
+func (d *delivery) judgeDelay() {
+	if len(d.hs) == 0 || d.p.state != witness.Accept {
+		return
+	}
+	h := d.hs[0]
+	delay := max(0, h.begin-d.p.done)
+	from, to := d.kindAt(d.p.done), d.kindAt(h.begin)
+	d.row.Delay = max(d.row.Delay, ms(delay))
+	if bound := max(d.lim.MaxDelay[from], d.lim.MaxDelay[to]); delay > bound {
+		d.violate(d.row, h.begin, h, RuleLate, "begun %v after it was accepted; the bound is %v", delay.Round(time.Millisecond), bound)
+	}
+}

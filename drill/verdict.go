@@ -1,0 +1,347 @@
+package drill
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tidings-go/tidings/drill/witness"
+)
+
+// A Result is the last word of a verdict.
+type Result string
+
+// The results, in the order in which one overrules the other.
+const (
+	Broken Result = "BROKEN" // a promise was not held; exit status 1
+	Void   Result = "VOID"   // the run proves nothing; exit status 2
+	Kept   Result = "KEPT"   // every promise held; exit status 0
+)
+
+// ExitCode is what a command that prints r exits with.
+func (r Result) ExitCode() int {
+	switch r {
+	case Kept:
+		return 0
+	case Broken:
+		return 1
+	}
+	return 2
+}
+
+// A Verdict says what became of each promise.
+type Verdict struct {
+	Result     Result      `json:"result"`
+	Dir        string      `json:"dir,omitempty"` // holds journals and logs
+	Rows       []*Row      `json:"promises"`
+	Violations []Violation `json:"violations"`
+	Void       []string    `json:"void"` // why the run proves nothing
+	Publishers []Publisher `json:"publishers"`
+	InFlight   int         `json:"in_flight"` // events that leaving workers began after they were asked to go
+	Evidence   *Evidence   `json:"evidence,omitempty"`
+}
+
+// A Row is one promise. Counts are of (event, group, pattern).
+type Row struct {
+	Promise     string `json:"promise"`
+	Sent        int    `json:"sent"`
+	Accepted    int    `json:"accepted"`
+	InDoubt     int    `json:"in_doubt"`
+	Handled     int    `json:"handled"`
+	Lost        int    `json:"lost"`
+	Doubled     int    `json:"doubled"`
+	Redelivered int    `json:"redelivered"` // delivered again for a reason that the promise names
+	Forgiven    int    `json:"forgiven"`    // lost where nothing is promised
+	Gap         ms     `json:"longest_gap_ms"`
+	Delay       ms     `json:"longest_delay_ms"`
+	Violations  int    `json:"violations"`
+	Result      string `json:"result"` // "ok", "BROKEN" or "void"
+	Note        string `json:"note,omitempty"`
+
+	counts bool // has figures
+	void   bool
+}
+
+// A Violation is one way in which one promise was broken.
+type Violation struct {
+	Promise string `json:"promise"`
+	Rule    string `json:"rule"`
+	Topic   string `json:"topic,omitempty"`
+	ID      string `json:"id,omitempty"`
+	Pattern string `json:"pattern,omitempty"`
+	Group   string `json:"group,omitempty"`
+	PID     int    `json:"pid,omitempty"`
+	At      ms     `json:"at_ms"` // since the run began
+	Text    string `json:"text"`
+}
+
+// The rules that a violation can name.
+const (
+	RuleLost        = "lost"
+	RuleUnfinished  = "begun, never ended"
+	RuleFailed      = "handler failed"
+	RuleDoubled     = "doubled"
+	RuleRedelivered = "redelivered without a fault"
+	RuleBudget      = "redelivery budget"
+	RuleEarlyAck    = "acknowledged before handled"
+	RuleLate        = "late"
+	RuleRefused     = "refused, yet delivered"
+	RuleUnknown     = "never published"
+	RuleUnexpected  = "unexpected subscription"
+	RuleOrder       = "out of order"
+	RuleLedger      = "ledger"
+	RuleEnd         = "end state"
+	RuleProcess     = "process"
+	RuleStream      = "stream"
+)
+
+// lookahead attributes an event to the fault that met it on its way.
+const lookahead = 150 * time.Millisecond
+
+type eventKey struct{ topic, id string }
+
+type publication struct {
+	eventKey
+	publisher               string
+	n                       int
+	rep                     *Reporter
+	scheduled, intent, done Mono
+	state                   witness.Kind // Accept, Refuse or Doubt
+}
+
+type deliveryKey struct {
+	eventKey
+	pattern, group string
+}
+
+type handling struct {
+	rep             *Reporter
+	begin, end, ack Mono
+	attempt         int
+	failed          string
+	double          bool // found to be one of several
+	late            bool // a redelivery that took the place of a first delivery
+}
+
+func (h *handling) ok() bool { return h.end != 0 && h.failed == "" }
+
+type rowKey struct {
+	durable bool
+	kind    Kind
+}
+
+type judge struct {
+	ev    *Evidence
+	lim   Limits
+	led   *Ledger
+	v     *Verdict
+	start Mono
+
+	pubs   map[eventKey]*publication
+	sorted []*publication // by intent
+	got    map[deliveryKey][]*handling
+	reps   map[int]*Reporter // subscribers by pid
+	killed map[*Reporter]Kill
+	rows   map[rowKey]*Row
+
+	accepted, order, ledger, end, evidence *Row
+}
+
+// Judge compares what the processes wrote with what was done to them. It changes
+// neither.
+func Judge(led *Ledger, ev *Evidence, lim Limits) *Verdict {
+	j := &judge{
+		ev: ev, lim: lim, led: led, v: &Verdict{Evidence: ev},
+		pubs: map[eventKey]*publication{}, got: map[deliveryKey][]*handling{},
+		reps: map[int]*Reporter{}, killed: map[*Reporter]Kill{}, rows: map[rowKey]*Row{},
+	}
+	j.makeRows()
+	j.index()
+	j.judgeEvents()
+	j.judgeStrangers()
+	j.judgeOrder()
+	j.judgeGaps()
+	j.judgeBudgets()
+	j.judgeLedger()
+	j.judgeEnd()
+	j.judgeEvidence()
+	j.judgePublishers()
+	j.conclude()
+	return j.v
+}
+
+func (j *judge) makeRows() {
+	if len(j.ev.Phases) > 0 {
+		j.start = j.ev.Phases[0].Start
+	}
+	row := func(name string, counts bool) *Row {
+		r := &Row{Promise: name, counts: counts}
+		j.v.Rows = append(j.v.Rows, r)
+		return r
+	}
+	for _, durable := range []bool{false, true} {
+		for _, kind := range []Kind{Steady, Deploys, Kills, Outages} {
+			if slices.ContainsFunc(j.ev.Phases, func(p Phase) bool { return p.Kind == kind }) {
+				j.rows[rowKey{durable, kind}] = row(class(durable)+", "+string(kind), true)
+			}
+		}
+	}
+	j.accepted = row("durable, accepted = handled", true)
+	j.order = row("order per publisher", false)
+	j.ledger = row("ledger complete", false)
+	j.end = row("nothing left behind", false)
+	j.evidence = row("evidence", false)
+}
+
+func class(durable bool) string {
+	if durable {
+		return "durable"
+	}
+	return "live"
+}
+
+func (j *judge) kindAt(t Mono) Kind {
+	kind := Steady
+	for _, p := range j.ev.Phases {
+		if p.Start <= t {
+			kind = p.Kind
+		}
+	}
+	return kind
+}
+
+// rowAt is the row of a class that answers for time t.
+func (j *judge) rowAt(durable bool, t Mono) *Row {
+	return j.row(durable, j.kindAt(t))
+}
+
+func (j *judge) row(durable bool, kind Kind) *Row {
+	if r := j.rows[rowKey{durable, kind}]; r != nil {
+		return r
+	}
+	return j.evidence // a fault without a phase of its own
+}
+
+func (j *judge) broken(r *Row, at Mono, v Violation) {
+	v.Promise = r.Promise
+	if at != 0 {
+		v.At = ms(at - j.start)
+	}
+	r.Violations++
+	j.v.Violations = append(j.v.Violations, v)
+}
+
+func (j *judge) void(format string, args ...any) {
+	j.v.Void = append(j.v.Void, fmt.Sprintf(format, args...))
+	j.evidence.void = true
+}
+
+// conclude gives each row, and the whole, its word.
+func (j *judge) conclude() {
+	for _, s := range j.ev.Broken {
+		j.broken(j.evidence, 0, Violation{Rule: RuleProcess, Text: s})
+	}
+	for _, s := range j.ev.Void {
+		j.void("%s", s)
+	}
+	slices.SortStableFunc(j.v.Violations, func(a, b Violation) int { return cmp.Compare(a.At, b.At) })
+	j.v.Result = Kept
+	for _, r := range j.v.Rows {
+		switch {
+		case r.Violations > 0:
+			r.Result = string(Broken)
+		case r.void:
+			r.Result = "void"
+		default:
+			r.Result = "ok"
+		}
+	}
+	if len(j.v.Void) > 0 {
+		j.v.Result = Void
+	}
+	// A loss that was seen is a loss, however poor the rest of the run.
+	if len(j.v.Violations) > 0 {
+		j.v.Result = Broken
+	}
+}
+
+// index sorts the entries of all journals by event.
+func (j *judge) index() {
+	for _, k := range j.ev.Kills {
+		for _, r := range j.led.Reporters {
+			if r.PID == k.PID {
+				j.killed[r] = k
+			}
+		}
+	}
+	for _, r := range j.led.Reporters {
+		if r.Role == "subscriber" {
+			j.reps[r.PID] = r
+		}
+		for i := range r.Entries {
+			j.indexEntry(r, &r.Entries[i])
+		}
+	}
+	for _, hs := range j.got {
+		slices.SortStableFunc(hs, func(a, b *handling) int { return cmp.Compare(a.begin, b.begin) })
+	}
+	slices.SortStableFunc(j.sorted, func(a, b *publication) int { return cmp.Compare(a.intent, b.intent) })
+}
+
+func (j *judge) indexEntry(r *Reporter, e *Entry) {
+	key := eventKey{e.Topic, e.ID}
+	switch e.Kind {
+	case witness.Intent:
+		j.indexIntent(r, e)
+	case witness.Accept, witness.Refuse, witness.Doubt:
+		p := j.pubs[key]
+		if p == nil || p.rep != r || p.done != 0 {
+			j.broken(j.ledger, e.At, Violation{Rule: RuleLedger, Topic: e.Topic, ID: e.ID, PID: r.PID, Text: "an answer without a question in " + r.File})
+			return
+		}
+		p.state, p.done = e.Kind, e.At
+	case witness.Begin:
+		k := deliveryKey{key, e.Pattern, e.Group}
+		j.got[k] = append(j.got[k], &handling{rep: r, begin: e.At, attempt: e.Attempt})
+	case witness.End, witness.Ack, witness.Nack:
+		j.indexSettled(r, e, deliveryKey{key, e.Pattern, e.Group})
+	}
+}
+
+func (j *judge) indexIntent(r *Reporter, e *Entry) {
+	p := &publication{eventKey: eventKey{e.Topic, e.ID}, rep: r, scheduled: e.Scheduled, intent: e.At, state: witness.Doubt}
+	var ok bool
+	p.publisher, p.n, ok = witness.SplitID(e.ID)
+	if !ok || j.pubs[p.eventKey] != nil {
+		j.broken(j.ledger, e.At, Violation{Rule: RuleLedger, Topic: e.Topic, ID: e.ID, PID: r.PID, Text: "not an id that is used once"})
+		return
+	}
+	j.pubs[p.eventKey] = p
+	j.sorted = append(j.sorted, p)
+}
+
+// indexSettled gives an end or an acknowledgement to the latest begin of the same
+// process that has none.
+func (j *judge) indexSettled(r *Reporter, e *Entry, k deliveryKey) {
+	hs := j.got[k]
+	for i := len(hs) - 1; i >= 0; i-- {
+		h := hs[i]
+		switch {
+		case h.rep != r:
+		case e.Kind == witness.End && h.end == 0:
+			h.end, h.failed = e.At, e.Err
+			return
+		case e.Kind == witness.Ack && h.ack == 0:
+			h.ack = e.At
+			return
+		case e.Kind == witness.Nack:
+			return
+		}
+	}
+	// An acknowledgement of something this process never began: it was settled
+	// unhandled, for instance because it was known to have been handled before.
+	if e.Kind == witness.End {
+		j.broken(j.ledger, e.At, Violation{Rule: RuleLedger, Topic: e.Topic, ID: e.ID, PID: r.PID, Text: "an end without a begin in " + r.File})
+	}
+}
