@@ -259,7 +259,7 @@ func (r *rig) command(env ...string) *exec.Cmd {
 	text, err := json.Marshal(r.cfg)
 	check(r.t, err)
 	cmd := exec.Command(r.bin, "master", string(text))
-	cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0"), env...)
+	cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0", "TMPDIR="+r.dir), env...)
 	cmd.Stderr = r.stderr
 	cmd.Stdout = r.stderr
 	cmd.WaitDelay = time.Second
