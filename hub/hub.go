@@ -239,11 +239,11 @@ func (o Options) check() (config, error) {
 func splitAddr(field, addr string) (string, int, error) {
 	host, p, err := net.SplitHostPort(addr)
 	if err != nil {
-		return "", 0, fmt.Errorf("Options.%s %q is not host:port: %w", field, addr, err)
+		return "", 0, fmt.Errorf("cannot use Options.%s %q: it is not host:port: %w", field, addr, err)
 	}
 	port, err := strconv.ParseUint(p, 10, 16)
 	if err != nil {
-		return "", 0, fmt.Errorf("Options.%s %q: the port must be a number from 0 to 65535", field, addr)
+		return "", 0, fmt.Errorf("cannot use Options.%s %q: the port must be a number from 0 to 65535", field, addr)
 	}
 	return host, int(port), nil
 }
