@@ -31,6 +31,7 @@ func (s *Subscription) Drain(ctx context.Context) error {
 func (s *Subscription) drain(ctx context.Context) error {
 	if s.ending.CompareAndSwap(false, true) {
 		s.finish(s.leave(ctx), s.settleAll(ctx))
+		return s.err
 	}
 	select {
 	case <-s.done:

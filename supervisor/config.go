@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"strings"
 	"time"
 )
 
@@ -124,18 +123,6 @@ func (c Config) withDefaults() (Config, error) {
 	return c, errors.Join(errs...)
 }
 
-// mutantEnv switches on a defect on purpose, for the drill: with the value
-// "stop-before-ready" HUP ends the old workers before it starts new ones, as
-// Unicorn does. The drill must see the events that this loses.
-const mutantEnv = "TIDINGS_DRILL_MUTANT"
-
-// stopBeforeReadyMutant is the one place where the switch is read. The
-// variable may name several mutants, of which the others are the workers'.
-func stopBeforeReadyMutant() bool {
-	for name := range strings.SplitSeq(os.Getenv(mutantEnv), ",") {
-		if name == "stop-before-ready" {
-			return true
-		}
-	}
-	return false
-}
+// mutantStopBeforeReady is a defect on purpose, for the drill: HUP ends the old
+// workers before it starts new ones, as Unicorn does. See package mutant.
+const mutantStopBeforeReady = "stop-before-ready"

@@ -92,9 +92,6 @@ func Run(ctx context.Context, cfg Config) error {
 	defer m.close()
 	m.emit(Event{Event: EventMasterStarted, Generation: m.generation})
 	m.log.Info("master started", "generation", m.generation, "workers", m.want, "command", m.cfg.Command)
-	if stopBeforeReadyMutant() {
-		m.log.Warn("MUTANT "+mutantEnv+"=stop-before-ready is on: HUP stops old workers before new ones are ready", "for", "the drill only")
-	}
 	m.serve(ctx)
 	m.emit(Event{Event: EventStopped, Generation: m.generation})
 	m.log.Info("master stopped")

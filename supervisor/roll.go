@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/tidings-go/tidings/sdnotify"
+
+	"github.com/tidings-go/tidings/internal/mutant"
 )
 
 // A roll is a rolling restart: slot by slot a new worker is started, becomes
@@ -41,7 +43,7 @@ func (m *master) advanceRoll(now time.Time) {
 func (m *master) beginRoll() {
 	m.rollRequested = false
 	m.generation++
-	m.roll = &roll{generation: m.generation, mutant: stopBeforeReadyMutant()}
+	m.roll = &roll{generation: m.generation, mutant: mutant.On(mutantStopBeforeReady)}
 	m.log.Info("rolling restart", "generation", m.generation, "workers", m.want)
 	m.tellManager(sdnotify.Reloading())
 	for _, s := range m.slots {
@@ -117,7 +119,7 @@ func (m *master) failRoll(reason string) {
 	m.endRoll()
 }
 
-// advanceMutantRoll is the defect that mutantEnv asks for.
+// advanceMutantRoll is the defect mutantStopBeforeReady.
 func (m *master) advanceMutantRoll() {
 	left := false
 	for _, w := range m.workers {
