@@ -37,6 +37,21 @@
 // event. The transport comes first, then local subscribers. What cannot be
 // accepted is an error; what is dropped by a policy is counted and logged.
 //
+// # Promises
+//
+//	                     local               live                       durable
+//	reaches              this process        processes connected now    every durable group, also later ones
+//	Publish is nil when  queues accepted     in the bounded buffer      the broker acknowledged it
+//	broker away          unaffected          buffered, then an error    Publish waits, then an error
+//	subscriber away      n/a                 not delivered              waits
+//	deploy by hand-over  n/a                 0 lost, 0 doubled          0 lost, 0 redelivered but what a deadline cut
+//	kill -9, subscriber  n/a                 what it had taken is lost  redelivered
+//	kill -9, publisher   n/a                 what was not flushed       nothing for which Publish was nil
+//	kill -9, broker      n/a                 as an outage               nothing accepted is lost
+//	handler's error      reported            reported                   retried until handled
+//
+// README.md has the table in full.
+//
 // # Ordering
 //
 // Events of one publisher reach one subscription in order, as long as it has one
