@@ -5,10 +5,7 @@
 // statement elsewhere.
 package loop
 
-import (
-	"context"
-	"sync"
-)
+import "context"
 
 // A Loop is one running goroutine. Its methods may be called concurrently and
 // more than once.
@@ -58,12 +55,3 @@ func (l *Loop) Wait(ctx context.Context) error {
 		}
 	}
 }
-
-// A Group owns goroutines that come and go. The zero value is ready to use.
-type Group struct{ wg sync.WaitGroup }
-
-// Go starts f as one of the group. It must not be called once Wait was.
-func (g *Group) Go(f func()) { g.wg.Go(f) }
-
-// Wait waits until every goroutine of the group has ended.
-func (g *Group) Wait() { g.wg.Wait() }
