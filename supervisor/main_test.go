@@ -105,7 +105,7 @@ func workerMain(dir string) int {
 		fmt.Fprintln(os.Stderr, "cannot reach the database")
 		return 3
 	}
-	var conns loop.Group
+	var conns sync.WaitGroup
 	listeners, err := sdnotify.Listeners()
 	if err != nil {
 		panic(err)
