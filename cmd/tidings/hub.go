@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/tidings-go/tidings/hub"
+)
+
+type hubCmd struct {
+	Dir     string `required:"" help:"Directory that holds the store, the token and the address."`
+	Listen  string `default:"127.0.0.1:4222" help:"HOST:PORT for clients; port 0 takes a free one, and the same again next time."`
+	Monitor string `help:"HOST:PORT of HTTP monitoring; off by default."`
+	Expose  bool   `help:"Allow a --listen that other machines can reach."`
+}
+
+// Run prints the URL when the hub is ready, and what it closed at the end.
+func (c hubCmd) Run(ctx context.Context) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
+	defer stop()
+	h, err := hub.Start(ctx, hub.Options{Dir: c.Dir, Addr: c.Listen, Monitor: c.Monitor, Expose: c.Expose})
+	if err != nil {
+		return err
+	}
+	fmt.Println("url", h.URL())
+	if h.MonitorURL() != "" {
+		fmt.Println("monitor", h.MonitorURL())
+	}
+	fmt.Println("ready")
+	select {
+	case <-ctx.Done():
+	case <-h.Done():
+		return h.Err()
+	}
+	end, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	stopped, err := h.Stop(end)
+	fmt.Println("stopped clients", stopped.Clients)
+	return err
+}

@@ -1,0 +1,81 @@
+// Command tidings runs, deploys and drills applications that use Tidings.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"github.com/alecthomas/kong"
+)
+
+type cli struct {
+	Drill   drillCmd   `cmd:"" help:"Prove it: run real processes through deploys and faults, and count every event."`
+	Run     runCmd     `cmd:"" help:"Run workers under a master that replaces them without a gap."`
+	Hub     hubCmd     `cmd:"" help:"Run the broker."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+	Exec    execCmd    `cmd:"" name:"__exec" hidden:"" help:"For the master's own use."`
+	Example exampleCmd `cmd:"" name:"__example" hidden:"" help:"Run an example application."`
+}
+
+const description = `Events between Go services, and deploys that lose nothing.
+
+Exit status: 0 done, 1 failed (drill: a promise was broken), 2 the run proves
+nothing, 64 wrong usage.`
+
+// hinted is an error with a way out.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h hinted) Unwrap() error { return h.error }
+
+// exitError ends the command with a status and says nothing more.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	var c cli
+	parser := kong.Must(&c, kong.Name("tidings"), kong.Description(description), kong.UsageOnError(),
+		kong.BindTo(context.Background(), (*context.Context)(nil)))
+	ctx, err := parser.Parse(args)
+	if err != nil {
+		report(hinted{err, "tidings --help shows what there is"})
+		return 64
+	}
+	err = ctx.Run()
+	var status exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &status):
+		return int(status)
+	}
+	report(err)
+	return 1
+}
+
+func report(err error) {
+	fmt.Fprintln(os.Stderr, "error:", err)
+	var h hinted
+	if errors.As(err, &h) {
+		fmt.Fprintln(os.Stderr, "hint:", h.hint)
+	}
+}
+
+type versionCmd struct{}
+
+func (versionCmd) Run() error {
+	version := "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		version = info.Main.Version + " " + info.GoVersion
+	}
+	fmt.Println("tidings", version)
+	return nil
+}

@@ -1,0 +1,92 @@
+package drill
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// broker is what the drill asks the hub itself.
+type broker struct{ url, monitor string }
+
+// clients counts the connected clients that have subscribed to something.
+func (b broker) clients() int {
+	c := http.Client{Timeout: time.Second}
+	r, err := c.Get(b.monitor + "/connz?subs=1&limit=1000")
+	if err != nil {
+		return 0
+	}
+	defer r.Body.Close()
+	var z struct {
+		Connections []struct {
+			Name string `json:"name"`
+			Subs int    `json:"subscriptions"`
+		} `json:"connections"`
+	}
+	if json.NewDecoder(r.Body).Decode(&z) != nil {
+		return 0
+	}
+	n := 0
+	for _, c := range z.Connections {
+		if c.Name != "tidings drill" {
+			n++
+		}
+	}
+	return n
+}
+
+// state looks at the streams that hold the topics.
+func (b broker) state(ctx context.Context, topics []string) (StreamState, EndState, error) {
+	var s StreamState
+	var end EndState
+	raw, query, _ := strings.Cut(b.url, "?")
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		return s, end, err
+	}
+	token, err := os.ReadFile(q.Get("token-file"))
+	if err != nil {
+		return s, end, err
+	}
+	nc, err := nats.Connect(raw, nats.Token(strings.TrimSpace(string(token))), nats.Name("tidings drill"))
+	if err != nil {
+		return s, end, err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return s, end, err
+	}
+	for _, topic := range topics {
+		name, err := js.StreamNameBySubject(ctx, topic)
+		if err != nil {
+			return s, end, err
+		}
+		st, err := js.Stream(ctx, name)
+		if err != nil {
+			return s, end, err
+		}
+		info, err := st.Info(ctx, jetstream.WithSubjectFilter(topic))
+		if err != nil {
+			return s, end, err
+		}
+		s = StreamState{Name: name, Created: info.Created, LastSeq: info.State.LastSeq}
+		end.Stored += info.State.Subjects[topic]
+		cons := st.ListConsumers(ctx)
+		for c := range cons.Info() {
+			end.Pending += c.NumPending
+			end.AckPending += uint64(c.NumAckPending)
+		}
+		if err := cons.Err(); err != nil {
+			return s, end, err
+		}
+	}
+	return s, end, nil
+}

@@ -1,0 +1,368 @@
+package drill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tidings-go/tidings/drill/witness"
+	"github.com/tidings-go/tidings/internal/loop"
+)
+
+// Config says what to drill and how hard. Commands are argv lists to which Run
+// appends flags.
+type Config struct {
+	Dir      string // journals and logs; a new temporary folder if empty
+	Rate     int    // events per second over both publishers
+	For      time.Duration
+	Deploys  int
+	Mutant   string
+	Progress io.Writer
+
+	Hub    []string // gets --dir, --listen, --monitor
+	Master []string // gets -n, --events, --pid-file, --, and Worker
+	Worker []string
+	Shop   []string // gets --name and --rate
+	Expect []Expectation
+}
+
+const (
+	workers    = 2
+	publishers = 2
+	patience   = 30 * time.Second // with one step of a scenario
+)
+
+type drill struct {
+	Config
+	ctx    context.Context
+	ev     Evidence
+	reader *Reader
+	led    *Ledger
+	m      masters
+	hub    broker
+	procs  []*proc
+	hubs   *proc
+	shops  []*proc
+	phase  string
+	said   time.Time
+}
+
+// Run drills the given commands and judges the result. It leaves no process
+// behind, however it ends; Dir stays, and holds the verdict too. An interrupt
+// tears everything down in order, a second one kills it.
+func Run(ctx context.Context, cfg Config) (*Verdict, error) {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	dir, err := makeDir(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Dir = dir
+	adoptOrphans()
+	d := &drill{Config: cfg, ctx: ctx, reader: NewReader(dir), led: &Ledger{}}
+	d.m = masters{file: filepath.Join(dir, "master.events"), workers: map[int]*workerState{}}
+	d.ev.Expect, d.ev.WantDeploys, d.ev.WantKills, d.ev.WantOutages = cfg.Expect, cfg.Deploys, 1, 1
+	err = d.scenario()
+	impatient := d.killOnSecondInterrupt()
+	down := d.tearDown()
+	impatient.StopAndWait()
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("interrupted; journals and logs are in %s", dir)
+	}
+	if err != nil {
+		d.ev.Broken = append(d.ev.Broken, err.Error())
+	}
+	if down != nil {
+		d.ev.Broken = append(d.ev.Broken, down.Error())
+	}
+	return d.verdict()
+}
+
+func makeDir(dir string) (string, error) {
+	if dir == "" {
+		return os.MkdirTemp("", "tidings-drill-")
+	}
+	if old, _ := filepath.Glob(filepath.Join(dir, "ledger", "*")); len(old) > 0 {
+		return "", fmt.Errorf("%s holds the journals of another run: name a new folder", dir)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	return filepath.Abs(dir)
+}
+
+func (d *drill) verdict() (*Verdict, error) {
+	led, err := d.reader.Finish()
+	if err != nil {
+		return nil, err
+	}
+	d.ev.Quits, d.ev.Exits = d.m.quits, d.m.exits
+	for _, p := range d.procs {
+		if p.exited() {
+			d.ev.Exits = append(d.ev.Exits, p.exit)
+		}
+	}
+	v := Judge(led, &d.ev, DefaultLimits())
+	v.Dir = d.Dir
+	f, err := os.OpenFile(filepath.Join(d.Dir, "verdict.json"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return v, errors.Join(v.WriteJSON(f), f.Close())
+}
+
+// scenario is the run: quiet, deploy, kill, deploy, restart of the hub, deploys,
+// quiet.
+func (d *drill) scenario() error {
+	if err := d.start(); err != nil {
+		return err
+	}
+	steps := []func() error{d.deployUSR2, d.kill, d.deployHUP, d.restartHub, d.deployUSR2}
+	names := []string{"deploy 1", "kill -9", "deploy 2", "hub restart", "deploy 3"}
+	kinds := []Kind{Deploys, Kills, Deploys, Outages, Deploys}
+	each := d.For / time.Duration(len(steps)+1)
+	if err := d.enter("warm-up", Steady, each, nil); err != nil {
+		return err
+	}
+	deploys := 0
+	for i, step := range steps {
+		if kinds[i] == Deploys {
+			if deploys++; deploys > d.Deploys {
+				continue
+			}
+		}
+		if err := d.enter(names[i], kinds[i], each, step); err != nil {
+			return fmt.Errorf("%s: %w", names[i], err)
+		}
+	}
+	for ; deploys < d.Deploys; deploys++ {
+		if err := d.enter(fmt.Sprintf("deploy %d", deploys+1), Deploys, each, d.deployUSR2); err != nil {
+			return err
+		}
+	}
+	return d.coolDown()
+}
+
+// enter starts a phase, does its damage, and lets the rest of its time pass.
+func (d *drill) enter(name string, kind Kind, length time.Duration, damage func() error) error {
+	d.phase = name
+	end := witness.Now() + length
+	d.ev.Phases = append(d.ev.Phases, Phase{Name: name, Kind: kind, Start: witness.Now()})
+	if damage != nil {
+		if err := damage(); err != nil {
+			return err
+		}
+	}
+	// A phase that took its time is still watched for a while.
+	end = max(end, witness.Now()+length/3)
+	return d.until(length+patience, func() bool { return witness.Now() >= end })
+}
+
+// until polls until ok, an interrupt, or the end of patience.
+func (d *drill) until(limit time.Duration, ok func() bool) error {
+	deadline := witness.Now() + limit
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if err := d.look(); err != nil {
+			return err
+		}
+		if ok() {
+			return nil
+		}
+		if witness.Now() > deadline {
+			return fmt.Errorf("waited %v in vain", limit)
+		}
+		select {
+		case <-d.ctx.Done():
+			return d.ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (d *drill) look() error {
+	if err := d.m.poll(); err != nil {
+		return err
+	}
+	if d.Progress == nil || time.Since(d.said) < time.Second {
+		return nil
+	}
+	d.said = time.Now()
+	led, err := d.reader.Poll()
+	if err != nil {
+		return err
+	}
+	d.led = led
+	sent, handled := 0, 0
+	for _, r := range led.Reporters {
+		for _, e := range r.Entries {
+			switch e.Kind {
+			case witness.Accept:
+				sent++
+			case witness.End:
+				handled++
+			}
+		}
+	}
+	fmt.Fprintf(d.Progress, "%-12s accepted %6d  handled %6d  lag %4d  workers %v\n", d.phase, sent, handled, sent-handled, d.m.live(0))
+	return nil
+}
+
+func (d *drill) start() error {
+	d.phase = "start"
+	if err := d.startHub("hub"); err != nil {
+		return err
+	}
+	env := []string{"TIDINGS_URL=" + d.hub.url, witness.EnvDir + "=" + d.Dir, "TIDINGS_ROUTES="}
+	mutant := []string{"TIDINGS_MUTANT=" + d.Mutant, "TIDINGS_DRILL_MUTANT=" + d.Mutant}
+	argv := slices.Concat(d.Master, []string{"-n", strconv.Itoa(workers), "--events", d.m.file, "--pid-file", filepath.Join(d.Dir, "master.pid"), "--"}, d.Worker)
+	if _, err := d.launch("master", slices.Concat(env, mutant), argv); err != nil {
+		return err
+	}
+	if err := d.until(patience, func() bool { return d.m.ready > 0 || d.procs[1].exited() }); err != nil {
+		return err
+	}
+	if d.procs[1].exited() {
+		return d.procs[1].died()
+	}
+	for i := range publishers {
+		name := fmt.Sprintf("shop-%d", i+1)
+		p, err := d.launch(name, env, append(slices.Clone(d.Shop), "--name", name, "--rate", strconv.Itoa(d.Rate/publishers)))
+		if err != nil {
+			return err
+		}
+		d.shops = append(d.shops, p)
+	}
+	return d.until(patience, func() bool { return d.hub.clients() >= workers+publishers })
+}
+
+func (d *drill) launch(name string, env, argv []string) (*proc, error) {
+	p, err := startProc(d.Dir, name, env, argv)
+	if err == nil {
+		d.procs = append(d.procs, p)
+	}
+	return p, err
+}
+
+func (d *drill) startHub(name string) error {
+	p, err := d.launch(name, nil, append(slices.Clone(d.Hub), "--dir", filepath.Join(d.Dir, "hub"), "--listen", "127.0.0.1:0", "--monitor", "127.0.0.1:0"))
+	if err != nil {
+		return err
+	}
+	d.hubs = p
+	err = d.until(patience, func() bool { _, ok := p.says("ready"); return ok || p.exited() })
+	if p.exited() {
+		return p.died()
+	}
+	d.hub.url, _ = p.says("url ")
+	d.hub.monitor, _ = p.says("monitor ")
+	return err
+}
+
+func (d *drill) topics() (out []string) {
+	for _, x := range d.Expect {
+		if x.Durable && !slices.Contains(out, x.Topic) {
+			out = append(out, x.Topic)
+		}
+	}
+	return out
+}
+
+// coolDown stops the publishers, waits until nothing moves any more, and takes
+// down what the broker holds.
+func (d *drill) coolDown() error {
+	d.phase = "cool-down"
+	d.ev.Finish = witness.Now()
+	var errs []error
+	for _, p := range d.shops {
+		errs = append(errs, p.stop(syscall.SIGTERM, patience))
+	}
+	err := d.until(patience, func() bool {
+		_, end, err := d.hub.state(d.ctx, d.topics())
+		if err == nil {
+			d.ev.End = &end
+		}
+		return err == nil && end.Pending == 0 && end.AckPending == 0
+	})
+	return errors.Join(append(errs, err)...)
+}
+
+// tearDown ends what runs: publishers, master, hub; then whatever the master's
+// events still name.
+func (d *drill) tearDown() error {
+	d.phase = "tear-down"
+	d.ctx = context.Background()
+	var errs []error
+	for _, p := range d.shops {
+		errs = append(errs, p.stop(syscall.SIGTERM, patience))
+	}
+	_ = d.look()
+	for _, pid := range d.m.all {
+		_ = unix.Kill(pid, unix.SIGQUIT) // gone already, or the current one
+	}
+	if len(d.m.all) > 0 {
+		errs = append(errs, d.until(patience, func() bool { return len(d.running()) == 0 }))
+	}
+	for _, pid := range d.running() {
+		errs = append(errs, fmt.Errorf("pid %d had to be killed at the end", pid))
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	for _, p := range slices.Backward(d.procs) {
+		errs = append(errs, p.stop(syscall.SIGTERM, 10*time.Second))
+	}
+	return errors.Join(errs...)
+}
+
+// running are the masters and workers that have not been seen to end.
+func (d *drill) running() (pids []int) {
+	for _, w := range d.m.workers {
+		if w.gone == 0 && unix.Kill(w.pid, 0) == nil {
+			pids = append(pids, w.pid)
+		}
+	}
+	for _, pid := range d.m.all {
+		if !d.masterGone(pid) && unix.Kill(pid, 0) == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func (d *drill) masterGone(pid int) bool {
+	for _, p := range d.procs {
+		if p.pid() == pid {
+			return p.exited()
+		}
+	}
+	return d.m.gone(pid)
+}
+
+func (d *drill) killOnSecondInterrupt() *loop.Loop {
+	pids := d.running()
+	for _, p := range d.procs {
+		pids = append(pids, p.pid())
+	}
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, os.Interrupt)
+	return loop.Go(func(ctx context.Context) {
+		defer signal.Stop(c)
+		select {
+		case <-c:
+			for _, pid := range pids {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		case <-ctx.Done():
+		}
+	})
+}
