@@ -55,6 +55,7 @@ type durable struct {
 	beat      time.Time
 	stopping  bool
 	checking  *loop.Loop // looks the consumer up
+	checkN    int        // its number: what an abandoned one finds is ignored
 	checkWait time.Duration
 	inflight  map[uint64]*delivery // taken and not settled
 	backlog   []*delivery          // of those, what came beyond max
@@ -328,11 +329,13 @@ func (d *durable) waitAcks(ctx context.Context, f func()) error {
 	}
 }
 
-// linkUp: the server forgot our pulls with the old connection.
+// linkUp: the server forgot our pulls with the old connection, and whatever was
+// asked on it is never answered: waiting for that cost 3 s at each restart.
 func (d *durable) linkUp() {
 	d.post(func() {
 		d.repeatAcks(0)
 		d.heartbeat()
+		d.abandonCheck()
 		d.check(0)
 	})
 }

@@ -196,6 +196,8 @@ func (d *durable) check(after time.Duration) {
 	if d.stopping || d.checking != nil {
 		return
 	}
+	d.checkN++
+	n := d.checkN
 	d.checking = loop.Go(func(ctx context.Context) {
 		select {
 		case <-time.After(after):
@@ -210,8 +212,22 @@ func (d *durable) check(after time.Duration) {
 		if err == nil {
 			stream, consumer, created, err = d.c.findConsumer(try, d.spec.Group, d.filter)
 		}
-		d.post(func() { d.checked(stream, consumer, created, err) })
+		d.post(func() {
+			if n == d.checkN {
+				d.checked(stream, consumer, created, err)
+			}
+		})
 	})
+}
+
+// abandonCheck ends a check that runs. It does not wait: the check may be about
+// to post its result to this very goroutine.
+func (d *durable) abandonCheck() {
+	if d.checking != nil {
+		d.checking.Stop()
+		d.checking = nil
+		d.checkN++
+	}
 }
 
 func (d *durable) checked(stream, consumer string, created time.Time, err error) {
