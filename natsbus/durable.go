@@ -63,6 +63,7 @@ type durable struct {
 	acks      map[uint64][]*ack    // not confirmed, by sequence
 	nacks     int
 	acked     []chan struct{} // closed once all are confirmed
+	unpulled  []chan struct{} // closed once no pull is outstanding
 }
 
 // handed is what the deliverer gets: an event, or a channel to close once
@@ -185,6 +186,7 @@ func (d *durable) tick() {
 		d.heartbeat()
 	}
 	d.watch()
+	d.noticeEnd()
 }
 
 // deliverAll calls Deliver, one event after the other.
@@ -236,9 +238,9 @@ func (d *durable) drain(ctx context.Context) error {
 		d.recall.Store(true)
 		return ignoreClosed(d.sub.Unsubscribe())
 	}
-	// What the server tries to send to the closed inbox from now on goes back to
-	// the group at once; what it sent before is in the box when quiet returns.
-	err := d.c.quiet(ctx, d.sub)
+	// What the server sent before the inbox is closed is in the box when quiet
+	// returns.
+	err := errors.Join(d.pullsEnded(ctx), d.c.quiet(ctx, d.sub))
 	mark := make(chan struct{})
 	if !d.post(func() { d.handBackBacklog(); d.out.put(handed{mark: mark}) }) {
 		return errClosed

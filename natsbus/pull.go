@@ -13,12 +13,14 @@ import (
 	"github.com/tidings-go/tidings/internal/loop"
 )
 
-// Times of a pull. The heartbeat is short because it is how a dead consumer is
-// noticed: with the default of nats.go that took 30 seconds.
+// Times of a pull. Its end is the heartbeat: a dead consumer is noticed when it
+// does not come (with the default of nats.go that took 30 seconds). It is short
+// for the sake of drains too: a pull cannot be called back, and closing its inbox
+// while it stands races with the server, which then counts as delivered what
+// nobody got.
 const (
-	pullExpiry    = 5 * time.Second
-	pullHeartbeat = 500 * time.Millisecond
-	pullPatience  = 3*pullHeartbeat + 200*time.Millisecond
+	pullExpiry   = 500 * time.Millisecond
+	pullPatience = 3*pullExpiry + 200*time.Millisecond
 )
 
 // A pull is a request that the server has not finished.
@@ -51,7 +53,7 @@ func (d *durable) more() {
 	want := d.wanted()
 	room := d.max - d.unsettled - len(d.backlog) - want
 	if room > 0 && (want == 0 || room > d.max/2) {
-		d.ask(room, fmt.Sprintf(`{"batch":%d,"expires":%d,"idle_heartbeat":%d}`, room, pullExpiry, pullHeartbeat))
+		d.ask(room, fmt.Sprintf(`{"batch":%d,"expires":%d}`, room, pullExpiry))
 	}
 }
 
@@ -86,6 +88,7 @@ func (d *durable) got(m *nats.Msg) {
 		d.event(m)
 	}
 	d.pump()
+	d.noticeEnd()
 }
 
 // status takes what the server says about a pull.
@@ -158,6 +161,34 @@ func (d *durable) accept(m *nats.Msg, seq uint64, attempt int) {
 	x := &delivery{d: d, msg: msg, seq: seq, attempt: attempt, reply: m.Reply, epoch: d.epoch}
 	d.inflight[seq] = x
 	d.backlog = append(d.backlog, x)
+}
+
+// pullsEnded calls f on the loop once no pull is outstanding.
+func (d *durable) pullsEnded(ctx context.Context) error {
+	ch := make(chan struct{})
+	if !d.post(func() { d.unpulled = append(d.unpulled, ch); d.noticeEnd() }) {
+		return errClosed
+	}
+	select {
+	case <-ch:
+		return nil
+	case <-d.run.Done():
+		return errClosed
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// noticeEnd tells those who wait for the end of the pulls. With the connection
+// they end too, and one that was never answered ends with our patience.
+func (d *durable) noticeEnd() {
+	if len(d.pulls) > 0 && d.c.link.isUp() && time.Since(d.heard) < pullPatience {
+		return
+	}
+	for _, ch := range d.unpulled {
+		close(ch)
+	}
+	d.unpulled = nil
 }
 
 // pump hands over what there is room for, and asks for more.
