@@ -55,7 +55,7 @@ func encode(subj string, m *adapter.Message, c adapter.Class) *nats.Msg {
 		set(hContent, pct(m.ContentType))
 	}
 	if m.Duration != 0 {
-		set(hDuration, m.Duration.String())
+		set(hDuration, pct(m.Duration.String()))
 	}
 	if m.Err != "" {
 		set(hError, pct(m.Err))
