@@ -184,13 +184,16 @@ func (j *judge) judgeEnd() {
 
 // judgeEvidence: the run must have done what it says it did.
 func (j *judge) judgeEvidence() {
-	for want, is := range map[[2]int]string{
-		{j.ev.WantDeploys, len(j.ev.Deploys)}: "deploys",
-		{j.ev.WantKills, len(j.ev.Kills)}:     "kills",
-		{j.ev.WantOutages, len(j.ev.Outages)}: "restarts of the hub",
+	for _, plan := range []struct {
+		want, is int
+		what     string
+	}{
+		{j.ev.WantDeploys, len(j.ev.Deploys), "deploys"},
+		{j.ev.WantKills, len(j.ev.Kills), "kills"},
+		{j.ev.WantOutages, len(j.ev.Outages), "restarts of the hub"},
 	} {
-		if want[1] < want[0] {
-			j.void("%d %s were planned, %d happened", want[0], is, want[1])
+		if plan.is < plan.want {
+			j.void("%d %s were planned, %d happened", plan.want, plan.what, plan.is)
 		}
 	}
 	for i, d := range j.ev.Deploys {
@@ -293,6 +296,10 @@ func (j *judge) judgeOutage(o Outage) {
 			j.row(durable, Outages).void = true
 		}
 		j.void("the restart of the hub met nobody: %d clients before, %d connections closed", o.Before, o.Closed)
+	}
+	if o.Old.Name == "" && slices.ContainsFunc(j.ev.Expect, func(x Expectation) bool { return x.Durable }) {
+		j.row(true, Outages).void = true
+		j.void("it is not known which store the hub had before its restart")
 	}
 	if o.Back == 0 || o.After < o.Before {
 		j.broken(j.row(false, Outages), o.Up, Violation{Rule: RuleProcess, Text: fmt.Sprintf("%d of %d clients came back after the restart of the hub", o.After, o.Before)})
