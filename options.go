@@ -197,10 +197,10 @@ func (r Route) check() error {
 		return err
 	}
 	if r.Class < Local || r.Class > Durable {
-		return fmt.Errorf("Class is %v; it must be Local, Live or Durable", r.Class)
+		return fmt.Errorf("the field Class is %v; it must be Local, Live or Durable", r.Class)
 	}
 	if r.Ack > AckSpool || (r.Ack == AckSpool && r.Class != Durable) {
-		return fmt.Errorf("Ack: AckSpool is for durable routes, not for %v", r.Class)
+		return fmt.Errorf("the field Ack: AckSpool is for durable routes, not for %v", r.Class)
 	}
 	return nil
 }

@@ -27,7 +27,6 @@ type Subscription struct {
 	key     feedKey
 
 	lanes      []*queue // none: inline
-	next       atomic.Uint32
 	workers    []*loop.Loop
 	handlers   context.Context // cancelled when handlers must give up
 	cancel     context.CancelFunc

@@ -120,11 +120,10 @@ func (d *durable) status(id string, m *nats.Msg) {
 
 // event takes what the consumer has sent.
 func (d *durable) event(m *nats.Msg) {
-	for i := range d.pulls { // requests are served in their order
-		if d.pulls[i].left--; d.pulls[i].left == 0 {
-			d.pulls = append(d.pulls[:i:i], d.pulls[i+1:]...)
+	if len(d.pulls) > 0 { // requests are served in their order
+		if d.pulls[0].left--; d.pulls[0].left == 0 {
+			d.pulls = d.pulls[1:]
 		}
-		break
 	}
 	meta, err := m.Metadata()
 	if err != nil {

@@ -125,11 +125,19 @@ func TestUsr2WithABrokenNewMasterChangesNothing(t *testing.T) {
 			r.signal(syscall.SIGUSR2)
 			r.awaitKind(supervisor.EventReexecDied)
 			r.mode("ok")
-			r.signal(syscall.SIGQUIT) // the pid file is put back by when this is applied
-			e := r.awaitKind(supervisor.EventWorkerQuitSent)
-			if e.PID != worker {
+			r.signal(syscall.SIGHUP) // applied after the pid file was put back
+			if e := r.awaitKind(supervisor.EventWorkerQuitSent); e.PID != worker {
 				t.Errorf("%d was asked to go, want the old worker %d", e.PID, worker)
 			}
+			r.awaitKind(supervisor.EventGenerationReady)
+			pid, err := os.ReadFile(filepath.Join(r.dir, "pid"))
+			if err != nil || strings.TrimSpace(string(pid)) != strconv.Itoa(r.cmd.Process.Pid) {
+				t.Errorf("the pid file says %q, %v; want the old master, %d", pid, err, r.cmd.Process.Pid)
+			}
+			if _, err := os.Stat(filepath.Join(r.dir, "pid.oldbin")); !os.IsNotExist(err) {
+				t.Errorf("pid.oldbin is left: %v", err)
+			}
+			r.signal(syscall.SIGQUIT)
 			r.awaitExit(0)
 			for _, f := range []string{"pid", "pid.oldbin"} {
 				if _, err := os.Stat(filepath.Join(r.dir, f)); !os.IsNotExist(err) {
