@@ -51,6 +51,7 @@ type Kill struct {
 	PID     int  `json:"pid"`
 	Sent    Mono `json:"sent"`
 	Noticed Mono `json:"noticed"` // when its master had reaped it
+	InHand  int  `json:"in_hand"` // events it had begun and not ended
 }
 
 // An Outage is one stop and restart of the hub.

@@ -127,7 +127,7 @@ func (d *drill) scenario() error {
 	if err := d.start(); err != nil {
 		return err
 	}
-	steps := []func() error{d.deployUSR2, d.kill, d.deployHUP, d.restartHub, d.deployUSR2}
+	steps := []func() error{d.deployUSR2, d.kill, d.deployHUP, d.restartHub, d.deployBusy}
 	names := []string{"deploy 1", "kill -9", "deploy 2", "hub restart", "deploy 3"}
 	kinds := []Kind{Deploys, Kills, Deploys, Outages, Deploys}
 	each := d.For / time.Duration(len(steps)+1)
@@ -146,7 +146,7 @@ func (d *drill) scenario() error {
 		}
 	}
 	for ; deploys < d.Deploys; deploys++ {
-		if err := d.enter(fmt.Sprintf("deploy %d", deploys+1), Deploys, each, d.deployUSR2); err != nil {
+		if err := d.enter(fmt.Sprintf("deploy %d", deploys+1), Deploys, each, d.deployBusy); err != nil {
 			return err
 		}
 	}
@@ -159,6 +159,11 @@ func (d *drill) enter(name string, kind Kind, length time.Duration, damage func(
 	end := witness.Now() + length
 	d.ev.Phases = append(d.ev.Phases, Phase{Name: name, Kind: kind, Start: witness.Now()})
 	if damage != nil {
+		// What the damage meets was then published in this phase, whose bounds it has.
+		meets := witness.Now() + lookahead + 100*time.Millisecond
+		if err := d.until(patience, func() bool { return witness.Now() >= meets }); err != nil {
+			return err
+		}
 		if err := damage(); err != nil {
 			return err
 		}
@@ -168,10 +173,17 @@ func (d *drill) enter(name string, kind Kind, length time.Duration, damage func(
 	return d.until(length+patience, func() bool { return witness.Now() >= end })
 }
 
+// errVain is the end of patience.
+var errVain = errors.New("waited in vain")
+
 // until polls until ok, an interrupt, or the end of patience.
 func (d *drill) until(limit time.Duration, ok func() bool) error {
+	return d.poll(20*time.Millisecond, limit, ok)
+}
+
+func (d *drill) poll(every, limit time.Duration, ok func() bool) error {
 	deadline := witness.Now() + limit
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		if err := d.look(); err != nil {
@@ -181,7 +193,7 @@ func (d *drill) until(limit time.Duration, ok func() bool) error {
 			return nil
 		}
 		if witness.Now() > deadline {
-			return fmt.Errorf("waited %v in vain", limit)
+			return fmt.Errorf("%w for %v", errVain, limit)
 		}
 		select {
 		case <-d.ctx.Done():
@@ -225,9 +237,8 @@ func (d *drill) start() error {
 		return err
 	}
 	env := []string{"TIDINGS_URL=" + d.hub.url, witness.EnvDir + "=" + d.Dir, "TIDINGS_ROUTES="}
-	mutant := []string{"TIDINGS_MUTANT=" + d.Mutant, "TIDINGS_DRILL_MUTANT=" + d.Mutant}
 	argv := slices.Concat(d.Master, []string{"-n", strconv.Itoa(workers), "--events", d.m.file, "--pid-file", filepath.Join(d.Dir, "master.pid"), "--"}, d.Worker)
-	if _, err := d.launch("master", slices.Concat(env, mutant), argv); err != nil {
+	if _, err := d.launch("master", append(env, "TIDINGS_MUTANT="+d.Mutant), argv); err != nil {
 		return err
 	}
 	if err := d.until(patience, func() bool { return d.m.ready > 0 || d.procs[1].exited() }); err != nil {
@@ -235,6 +246,9 @@ func (d *drill) start() error {
 	}
 	if d.procs[1].exited() {
 		return d.procs[1].died()
+	}
+	if _, ok := d.procs[1].says("WARNING: this process runs with the defect " + d.Mutant); d.Mutant != "" && !ok {
+		return fmt.Errorf("there is no defect %q in this binary: build it with -tags mutants", d.Mutant)
 	}
 	for i := range publishers {
 		name := fmt.Sprintf("shop-%d", i+1)

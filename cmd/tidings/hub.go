@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -17,7 +18,7 @@ type hubCmd struct {
 	Expose  bool   `help:"Allow a --listen that other machines can reach."`
 }
 
-// Run prints the URL when the hub is ready, and what it closed at the end.
+// Run prints how to reach it when the hub is ready, and what it closed at the end.
 func (c hubCmd) Run(ctx context.Context) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
 	defer stop()
@@ -29,7 +30,8 @@ func (c hubCmd) Run(ctx context.Context) error {
 	if h.MonitorURL() != "" {
 		fmt.Println("monitor", h.MonitorURL())
 	}
-	fmt.Println("ready")
+	fmt.Println("ready; for the programs that use it:")
+	fmt.Printf("export TIDINGS_URL=%s\n", quoted(h.URL()))
 	select {
 	case <-ctx.Done():
 	case <-h.Done():
@@ -41,3 +43,6 @@ func (c hubCmd) Run(ctx context.Context) error {
 	fmt.Println("stopped clients", stopped.Clients)
 	return err
 }
+
+// quoted is s as one word of a shell.
+func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -53,7 +53,7 @@ type billing struct {
 func Run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("billing", flag.ContinueOnError)
 	boot := flags.Duration("boot", 0, "what a real application takes to start")
-	work := flags.Duration("work", 1500*time.Microsecond, "what a real handler takes")
+	work := flags.Duration("work", 2*time.Millisecond, "what a real handler takes")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

@@ -7,9 +7,20 @@ import (
 	"github.com/tidings-go/tidings/drill/witness"
 )
 
-// tick is how often customers come. They come in crowds: that is harder on
-// everybody than the same number evenly spread.
-const tick = 20 * time.Millisecond
+// Customers come at every tick, and once a second a fifth of that second's comes
+// at once, in a crowd: that is harder on everybody than the same number evenly
+// spread.
+const (
+	tick  = 20 * time.Millisecond
+	crowd = time.Second
+)
+
+// due is how many are due in the given time.
+func due(rate int, passed time.Duration) int {
+	steady := int64(passed) * int64(rate) * 4 / 5 / int64(time.Second)
+	crowds := int64(passed/crowd) * int64(rate) / 5
+	return int(steady + crowds)
+}
 
 // every calls do rate times a second, with a number from 1 and the time at which
 // it was due, until ctx ends. The schedule is open: a slow do delays later ones,
@@ -18,17 +29,18 @@ func every(ctx context.Context, rate int, do func(n int, due time.Duration)) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	start := witness.Now()
-	n := 0
+	next, n := start+tick, 0
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		passed := (witness.Now() - start) / tick * tick
-		for due := int(int64(passed) * int64(rate) / int64(time.Second)); n < due && ctx.Err() == nil; {
-			n++
-			do(n, start+time.Duration(int64(n)*int64(time.Second)/int64(rate)))
+		for ; next <= witness.Now(); next += tick {
+			for all := due(rate, next-start); n < all && ctx.Err() == nil; {
+				n++
+				do(n, next)
+			}
 		}
 	}
 }
