@@ -64,16 +64,27 @@ func (b *Bus) drainAll(ctx context.Context) error {
 		}
 		return f.at.Drain(ctx)
 	})
-	select {
-	case <-b.work.idle():
-	case <-ctx.Done():
-	}
+	b.finishWork(ctx)
 	b.state.Store(stateClosed)
-	err = errors.Join(err, each(subs, func(s *Subscription) error { return s.drain(ctx) }))
+	drainSub := func(s *Subscription) error { return s.drain(ctx) }
+	// The bus's own events tell of the last acknowledgements: who listens to them
+	// goes last.
+	listeners := slices.DeleteFunc(slices.Clone(subs), func(s *Subscription) bool { return !isOwn(s.pattern) })
+	err = errors.Join(err, each(slices.DeleteFunc(subs, func(s *Subscription) bool { return isOwn(s.pattern) }), drainSub))
+	b.finishWork(ctx)
+	err = errors.Join(err, each(listeners, drainSub))
 	if a != nil {
 		err = errors.Join(err, a.Drain(ctx))
 	}
 	return err
+}
+
+// finishWork waits until nothing is taken and unfinished, or ctx ends.
+func (b *Bus) finishWork(ctx context.Context) {
+	select {
+	case <-b.work.idle():
+	case <-ctx.Done():
+	}
 }
 
 // Close ends the bus at once: handlers' contexts are cancelled, queued events go

@@ -65,7 +65,8 @@ type Settled struct {
 	Err            error
 }
 
-// announce publishes an event of the bus's own.
+// announce publishes an event of the bus's own, on a goroutine of its own: it is
+// called by the transport, which must not wait for user code.
 func (b *Bus) announce(topic string, payload any) {
 	e, ok := b.topics.Load(topic)
 	if !ok {
@@ -78,7 +79,9 @@ func (b *Bus) announce(topic string, payload any) {
 		return
 	}
 	r := &record{bus: b, topic: topic, payload: payload, time: time.Now()}
-	if err := b.deliverLocal(context.Background(), v.locals, r, nil, false); err != nil {
-		b.report(context.Background(), err)
-	}
+	b.background(func() {
+		if err := b.deliverLocal(context.Background(), v.locals, r, nil, false); err != nil {
+			b.report(context.Background(), err)
+		}
+	})
 }

@@ -318,3 +318,36 @@ func TestDrainOfASubscriptionWhoseProcessPublishes(t *testing.T) {
 		}
 	})
 }
+
+// Who listens to acknowledgements sees the last one before Drain returns, and
+// holds up nobody meanwhile.
+func TestSettledIsToldToTheLast(t *testing.T) {
+	overTransports(t, func(t *testing.T, url string) {
+		const n = 50
+		b := process(t, url, "billing", tidings.Options{})
+		c, release := newTally(), make(chan struct{})
+		var mu sync.Mutex
+		settled := map[string]int{}
+		subscribe(t, b, "tidings.settled", func(_ context.Context, e tidings.Event) error {
+			<-release
+			mu.Lock()
+			defer mu.Unlock()
+			settled[e.Payload().(tidings.Settled).Event.ID()]++
+			return nil
+		}, &tidings.SubscribeOptions{Inline: true})
+		subscribe(t, b, "order.*", c.handler("order"), &tidings.SubscribeOptions{Durable: true})
+		for i := range n {
+			if err := b.Publish(deadline(t), "order.placed", i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.until(t, func() bool { return c.count("order") == n })
+		close(release)
+		if err := b.Drain(deadline(t)); err != nil {
+			t.Error(err)
+		}
+		if len(settled) != n {
+			t.Errorf("%d of %d acknowledgements were told", len(settled), n)
+		}
+	})
+}
