@@ -2,6 +2,7 @@ package drill
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/tidings-go/tidings/drill/witness"
@@ -24,6 +25,7 @@ func (j *judge) judgeEvents() {
 			} else {
 				d.judgeLive()
 			}
+			d.judgeUnfinished()
 			d.judgeDelay()
 		}
 	}
@@ -153,6 +155,19 @@ func (d *delivery) judgeLive() {
 	}
 }
 
+// judgeUnfinished: a handler that a process left behind when it ended by itself
+// is a drain that failed, even if the event was handled again elsewhere.
+func (d *delivery) judgeUnfinished() {
+	_, _, missing := d.missing()
+	for i, h := range d.hs {
+		_, dead := d.killed[h.rep]
+		named := missing && i == len(d.hs)-1 // as a loss
+		if h.end == 0 && !dead && !named {
+			d.violate(d.rowAt(d.x.Durable, h.begin), h.begin, h, RuleUnfinished, "begun and never ended by %s; it is not lost, yet the drain has failed", h.rep.name())
+		}
+	}
+}
+
 // doubled records a handling that no promise allows, in the row of the time at
 // which it happened.
 func (d *delivery) doubled(h, before *handling) {
@@ -201,8 +216,8 @@ func (d *delivery) judgeDurable() {
 		d.lost(rule, "%s", text)
 	}
 	for i, h := range d.hs {
-		if h.ack != 0 && (h.end == 0 || h.ack < h.end) {
-			d.violate(d.rowAt(true, h.begin), h.ack, h, RuleEarlyAck, "the broker had confirmed the acknowledgement before the handler in %s had ended", h.rep.name())
+		if h.early || h.ack != 0 && (h.end == 0 || h.ack < h.end) {
+			d.violate(d.rowAt(true, h.begin), h.begin, h, RuleEarlyAck, "the broker had confirmed the acknowledgement before the handler in %s had ended", h.rep.name())
 		}
 		switch {
 		case i > 0:
@@ -289,11 +304,27 @@ func (d *delivery) judgeDelay() {
 	if len(d.hs) == 0 || d.p.state != witness.Accept {
 		return
 	}
+	// What a dead process had begun was not handled: only the delivery that came
+	// to an end counts, or an ack wait of half a minute would pass for prompt.
 	h := d.hs[0]
+	if i := slices.IndexFunc(d.hs, func(h *handling) bool { return h.end != 0 }); i >= 0 {
+		h = d.hs[i]
+	}
 	delay := max(0, h.begin-d.p.done)
-	from, to := d.kindAt(d.p.done), d.kindAt(h.begin)
 	d.row.Delay = max(d.row.Delay, ms(delay))
-	if bound := max(d.lim.MaxDelay[from], d.lim.MaxDelay[to]); delay > bound {
+	if bound := d.maxDelay(d.p.done, h.begin); delay > bound {
 		d.violate(d.row, h.begin, h, RuleLate, "begun %v after it was accepted; the bound is %v", delay.Round(time.Millisecond), bound)
 	}
+}
+
+// maxDelay is the bound for an event on its way at that time: the largest of the
+// phases that it met.
+func (j *judge) maxDelay(from, to Mono) time.Duration {
+	bound := j.lim.MaxDelay[j.kindAt(from)]
+	for _, p := range j.ev.Phases {
+		if p.Start > from && p.Start <= to {
+			bound = max(bound, j.lim.MaxDelay[p.Kind])
+		}
+	}
+	return bound
 }

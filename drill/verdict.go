@@ -115,12 +115,18 @@ type deliveryKey struct {
 	pattern, group string
 }
 
+type reporterKey struct {
+	rep *Reporter
+	deliveryKey
+}
+
 type handling struct {
 	rep             *Reporter
 	begin, end, ack Mono
 	attempt         int
 	failed          string
 	double          bool // found to be one of several
+	early           bool // its process had an acknowledgement on record before it began
 	late            bool // a redelivery that took the place of a first delivery
 }
 
@@ -143,6 +149,7 @@ type judge struct {
 	got    map[deliveryKey][]*handling
 	reps   map[int]*Reporter // subscribers by pid
 	killed map[*Reporter]Kill
+	acked  map[reporterKey]bool // acknowledged by a process that has not begun it
 	rows   map[rowKey]*Row
 
 	accepted, order, ledger, end, evidence *Row
@@ -154,7 +161,7 @@ func Judge(led *Ledger, ev *Evidence, lim Limits) *Verdict {
 	j := &judge{
 		ev: ev, lim: lim, led: led, v: &Verdict{Evidence: ev},
 		pubs: map[eventKey]*publication{}, got: map[deliveryKey][]*handling{},
-		reps: map[int]*Reporter{}, killed: map[*Reporter]Kill{}, rows: map[rowKey]*Row{},
+		reps: map[int]*Reporter{}, killed: map[*Reporter]Kill{}, acked: map[reporterKey]bool{}, rows: map[rowKey]*Row{},
 	}
 	j.makeRows()
 	j.index()
@@ -303,7 +310,7 @@ func (j *judge) indexEntry(r *Reporter, e *Entry) {
 		p.state, p.done = e.Kind, e.At
 	case witness.Begin:
 		k := deliveryKey{key, e.Pattern, e.Group}
-		j.got[k] = append(j.got[k], &handling{rep: r, begin: e.At, attempt: e.Attempt})
+		j.got[k] = append(j.got[k], &handling{rep: r, begin: e.At, attempt: e.Attempt, early: j.acked[reporterKey{r, k}]})
 	case witness.End, witness.Ack, witness.Nack:
 		j.indexSettled(r, e, deliveryKey{key, e.Pattern, e.Group})
 	}
@@ -324,11 +331,13 @@ func (j *judge) indexIntent(r *Reporter, e *Entry) {
 // indexSettled gives an end or an acknowledgement to the latest begin of the same
 // process that has none.
 func (j *judge) indexSettled(r *Reporter, e *Entry, k deliveryKey) {
-	hs := j.got[k]
-	for i := len(hs) - 1; i >= 0; i-- {
-		h := hs[i]
+	begun := false
+	for _, h := range slices.Backward(j.got[k]) {
+		if h.rep != r {
+			continue
+		}
+		begun = true
 		switch {
-		case h.rep != r:
 		case e.Kind == witness.End && h.end == 0:
 			h.end, h.failed = e.At, e.Err
 			return
@@ -341,6 +350,10 @@ func (j *judge) indexSettled(r *Reporter, e *Entry, k deliveryKey) {
 	}
 	// An acknowledgement of something this process never began: it was settled
 	// unhandled, for instance because it was known to have been handled before.
+	// Should it begin it later, then it was settled too early.
+	if e.Kind == witness.Ack && !begun {
+		j.acked[reporterKey{r, k}] = true
+	}
 	if e.Kind == witness.End {
 		j.broken(j.ledger, e.At, Violation{Rule: RuleLedger, Topic: e.Topic, ID: e.ID, PID: r.PID, Text: "an end without a begin in " + r.File})
 	}

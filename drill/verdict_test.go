@@ -40,7 +40,7 @@ func (l rec) about(topic string, n int) bool {
 }
 
 func (l rec) group() string {
-	if len(l.fields) < 4 {
+	if l.kind == witness.Header || len(l.fields) < 4 {
 		return ""
 	}
 	return l.fields[3]
