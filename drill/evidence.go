@@ -145,3 +145,12 @@ type ms time.Duration
 func (d ms) MarshalJSON() ([]byte, error) {
 	return json.Marshal(float64(time.Duration(d).Microseconds()) / 1000)
 }
+
+func (d *ms) UnmarshalJSON(b []byte) error {
+	var f float64
+	if err := json.Unmarshal(b, &f); err != nil {
+		return err
+	}
+	*d = ms(f * float64(time.Millisecond))
+	return nil
+}
