@@ -118,6 +118,9 @@ func TestForgivenessEndsWhereItShould(t *testing.T) {
 		"a double after it of what was settled":  {func(r *run) { r.handle(113, durable, cut, "billing", when(6.3), 2) }, []string{violation("durable, hub restart", RuleDoubled, cut, durable, "billing", 113)}},
 		"a live double after it":                 {func(r *run) { r.handle(113, live, cut, "billing", when(6.3), 1) }, []string{violation("live, hub restart", RuleDoubled, cut, live, "billing", 113)}},
 		"a redelivery of what came after it":     {func(r *run) { r.attempt(112, 701, 2) }, []string{violation("durable, hub restart", RuleRedelivered, 701, durable, "billing", 112)}},
+		"a double of what was begun after it":    {func(r *run) { r.again(701, 113, when(7.5)) }, []string{violation("durable, hub restart", RuleDoubled, 701, durable, "billing", 113)}},
+		"a double before it":                     {func(r *run) { r.again(597, 113, when(5.99)) }, []string{violation("durable, kill -9", RuleDoubled, 597, durable, "billing", 113)}},
+		"an order that it does not explain":      {func(r *run) { r.instead(602, 112, when(6.5)) }, []string{violation("order per publisher", RuleOrder, 602, durable, "billing", 112)}},
 		"a handler cut short that another redid": {func(r *run) { r.forget(112, durable, cut, witness.End); r.again(cut, 113, when(6.3)) }, []string{violation("durable, kill -9", RuleUnfinished, cut, durable, "billing", 112)}},
 	})
 }
@@ -160,6 +163,7 @@ func TestWhatThePromiseExcludesIsForgivenAndCounted(t *testing.T) {
 		"live while the hub was away":              {func(r *run) { r.forget(112, live, 605) }, "live, hub restart", forgiven},
 		"live in the hub's hands":                  {func(r *run) { r.forget(113, live, 596) }, "live, hub restart", forgiven},
 		"durable, not settled before the hub went": {func(r *run) { r.again(cut, 113, when(6.3)) }, "durable, hub restart", redelivered},
+		"handed out anew after the restart":        {func(r *run) { r.instead(596, 112, when(6.3)) }, "order per publisher", redelivered},
 		"live, never answered":                     {func(r *run) { r.forget(shopPID, live, quiet, witness.Accept) }, "live, steady", doubts},
 		"live, never answered nor seen": {func(r *run) {
 			r.forget(shopPID, live, quiet, witness.Accept)
@@ -262,6 +266,13 @@ func (r *run) attempt(pid, n, attempt int) {
 func (r *run) again(n, pid int, at Mono) {
 	r.forget(worker(n), durable, n, witness.Ack)
 	r.handle(pid, durable, n, "billing", at, 2)
+}
+
+// instead: another process than the sound run's gets durable event n, for the
+// first time as far as the broker knows.
+func (r *run) instead(n, pid int, at Mono) {
+	r.forget(worker(n), durable, n)
+	r.handle(pid, durable, n, "billing", at, 1)
 }
 
 // swap lets a worker get event n after the next one that it is sent.
