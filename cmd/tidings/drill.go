@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"time"
 
@@ -24,6 +25,19 @@ func (drillCmd) Help() string {
 their own; deploys, kills and restarts them; then compares what was sent with
 what was handled. Exit status: 0 every promise was kept, 1 one was broken, 2
 the run proves nothing.`
+}
+
+// Validate refuses what cannot be meant.
+func (c drillCmd) Validate() error {
+	switch {
+	case c.Rate < 4:
+		return hinted{fmt.Errorf("--rate=%d: there are two publishers with two topics each", c.Rate), "the least is 4; a run proves something from about 40"}
+	case c.Deploys < 0:
+		return hinted{fmt.Errorf("--deploys=%d: not a number of deploys", c.Deploys), "0 is none"}
+	case c.For < 0:
+		return hinted{fmt.Errorf("--for=%v: not a length of time", c.For), "20s is about the least that proves something"}
+	}
+	return nil
 }
 
 // Run runs the drill and prints its verdict.

@@ -18,6 +18,16 @@ type hubCmd struct {
 	Expose  bool   `help:"Allow a --listen that other machines can reach."`
 }
 
+// Help is shown below the flags.
+func (hubCmd) Help() string {
+	return `Once ready it prints the line that tells programs where it is:
+
+  export TIDINGS_URL='nats://127.0.0.1:4222?token-file=DIR/token'
+
+TERM, INT and QUIT stop it. What was acknowledged is on disk in DIR and there
+again at the next start.`
+}
+
 // Run prints how to reach it when the hub is ready, and what it closed at the end.
 func (c hubCmd) Run(ctx context.Context) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)

@@ -46,7 +46,7 @@ func run(args []string) int {
 		kong.BindTo(context.Background(), (*context.Context)(nil)))
 	ctx, err := parser.Parse(args)
 	if err != nil {
-		report(hinted{err, "tidings --help shows what there is"})
+		report(usage(err))
 		return 64
 	}
 	err = ctx.Run()
@@ -59,6 +59,22 @@ func run(args []string) int {
 	}
 	report(err)
 	return 1
+}
+
+// usage adds where to look to a mistake on the command line.
+func usage(err error) error {
+	var h hinted
+	if errors.As(err, &h) {
+		return err
+	}
+	help := "tidings --help"
+	var p *kong.ParseError
+	if errors.As(err, &p) && p.Context != nil {
+		if cmd := p.Context.Selected(); cmd != nil && !cmd.Hidden {
+			help = "tidings " + cmd.Name + " --help"
+		}
+	}
+	return hinted{err, help + " shows what there is"}
 }
 
 func report(err error) {

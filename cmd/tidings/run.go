@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/tidings-go/tidings/supervisor"
@@ -18,6 +20,18 @@ type runCmd struct {
 	DrainTimeout time.Duration `default:"30s" help:"How long a worker may take to end after QUIT."`
 	Term         string        `enum:"quick,graceful" default:"quick" help:"What TERM means: quick or graceful."`
 	Command      []string      `arg:"" passthrough:"" help:"The worker, after --."`
+}
+
+// Help is shown below the flags.
+func (runCmd) Help() string {
+	var b strings.Builder
+	b.WriteString("Deploy with HUP; or, with a new tidings or other flags, with USR2, and QUIT to\nthe old master once the new one is ready. Signals to the master:\n")
+	for _, s := range supervisor.Signals() {
+		if s.Name != "CHLD" && s.Name != "PIPE" {
+			fmt.Fprintf(&b, "\n  %-6s %s", s.Name, s.Does)
+		}
+	}
+	return b.String()
 }
 
 // Run runs the master until it is told to stop.
