@@ -50,6 +50,7 @@ type durable struct {
 	memory    *memory
 	epoch     int
 	pulls     []pull
+	want      int // events that the server may still send for them
 	pullN     int
 	heard     time.Time // when a pull was last answered
 	beat      time.Time

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,20 +24,38 @@ const (
 	pullPatience = 3*pullExpiry + 200*time.Millisecond
 )
 
-// A pull is a request that the server has not finished.
+// A pull is a request that the server may not have finished. Which of several an
+// event answers cannot be told, and the server takes them in turn: so what is
+// left is counted for all together, and a pull that was filled, of which the
+// server says nothing, is forgotten with the last event.
 type pull struct {
-	id   string
-	left int
+	id string
+	n  int
 }
 
-// wanted is how many events the server may still send unasked.
-func (d *durable) wanted() int {
-	n := 0
-	for _, p := range d.pulls {
-		n += p.left
+// endPull notes that the server has ended a pull, and how much of it is unsent.
+// One that is not known was forgotten with its connection.
+func (d *durable) endPull(id string, m *nats.Msg) {
+	i := slices.IndexFunc(d.pulls, func(p pull) bool { return p.id == id })
+	if i < 0 {
+		return
 	}
-	return n
+	n, err := strconv.Atoi(m.Header.Get("Nats-Pending-Messages"))
+	if err != nil {
+		n = d.pulls[i].n // the server does not say: nothing was sent
+	}
+	d.pulls = slices.Delete(d.pulls, i, i+1)
+	d.unsent(n)
 }
+
+// unsent takes n off what the server may still send unasked.
+func (d *durable) unsent(n int) {
+	if d.want -= n; d.want <= 0 || len(d.pulls) == 0 {
+		d.forgetPulls()
+	}
+}
+
+func (d *durable) forgetPulls() { d.pulls, d.want = nil, 0 }
 
 // firstPull asks for one event without waiting, so that an idle consumer is
 // known to answer at once and not after the first heartbeat.
@@ -50,9 +69,8 @@ func (d *durable) more() {
 	if d.stopping || d.checking != nil || !d.c.link.isUp() {
 		return
 	}
-	want := d.wanted()
-	room := d.max - d.unsettled - len(d.backlog) - want
-	if room > 0 && (want == 0 || room > d.max/2) {
+	room := d.max - d.unsettled - len(d.backlog) - d.want
+	if room > 0 && (d.want == 0 || room > d.max/2) {
 		d.ask(room, fmt.Sprintf(`{"batch":%d,"expires":%d}`, room, pullExpiry))
 	}
 }
@@ -63,10 +81,10 @@ func (d *durable) ask(n int, body string) {
 	if len(d.pulls) == 0 {
 		d.heard = time.Now()
 	}
-	d.pulls = append(d.pulls, pull{id: id, left: n})
 	err := d.c.nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+d.stream+"."+d.consumer, d.inbox+id, []byte(body))
-	if err != nil {
-		d.pulls = d.pulls[:len(d.pulls)-1] // the connection is down; linkUp comes
+	if err == nil { // else the connection is down; linkUp comes
+		d.pulls = append(d.pulls, pull{id, n})
+		d.want += n
 	}
 }
 
@@ -97,12 +115,7 @@ func (d *durable) status(id string, m *nats.Msg) {
 	if code == "100" {
 		return // idle heartbeat
 	}
-	for i, p := range d.pulls {
-		if p.id == id {
-			d.pulls = append(d.pulls[:i:i], d.pulls[i+1:]...)
-			break
-		}
-	}
+	d.endPull(id, m)
 	say := m.Header.Get("Description")
 	switch {
 	case code == "404", code == "408":
@@ -120,11 +133,7 @@ func (d *durable) status(id string, m *nats.Msg) {
 
 // event takes what the consumer has sent.
 func (d *durable) event(m *nats.Msg) {
-	if len(d.pulls) > 0 { // requests are served in their order
-		if d.pulls[0].left--; d.pulls[0].left == 0 {
-			d.pulls = d.pulls[1:]
-		}
-	}
+	d.unsent(1)
 	meta, err := m.Metadata()
 	if err != nil {
 		d.c.drop(1, fmt.Errorf("natsbus: %s: a message from %s was not sent by a consumer: %w", d.filter, m.Subject, err))
@@ -222,7 +231,7 @@ const (
 // anew. Nothing is pulled meanwhile: of a stream that was made anew the
 // sequences mean other events.
 func (d *durable) check(after time.Duration) {
-	d.pulls = nil
+	d.forgetPulls()
 	if d.stopping || d.checking != nil {
 		return
 	}

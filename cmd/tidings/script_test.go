@@ -1,7 +1,4 @@
-// The tag is here until go.mod and go.sum have what testscript needs
-// (golang.org/x/tools): then it goes.
-
-//go:build unix && testscript
+//go:build unix
 
 package main
 
