@@ -171,7 +171,7 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	for field, name := range map[string]string{"App": o.App, "Instance": o.Instance} {
 		if err := checkName(name); err != nil {
-			return o, &Error{Op: "new", Err: fmt.Errorf("Options.%s %q: %w", field, name, err)}
+			return o, &Error{Op: "new", Err: fmt.Errorf("the field Options.%s is %q: %w", field, name, err)}
 		}
 	}
 	if o.Prefix != "" {

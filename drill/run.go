@@ -227,7 +227,7 @@ func (d *drill) look() error {
 			}
 		}
 	}
-	fmt.Fprintf(d.Progress, "%-12s accepted %6d  handled %6d  lag %4d  workers %v\n", d.phase, sent, handled, sent-handled, d.m.live(0))
+	fmt.Fprintf(d.Progress, "%-12s accepted %6d  handled %6d  lag %4d  workers %v\n", d.phase, sent, handled, max(sent-handled, 0), d.m.live(0))
 	return nil
 }
 
