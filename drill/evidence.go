@@ -94,7 +94,6 @@ type EndState struct {
 	Pending    uint64 `json:"pending"`     // stored and not delivered, over all consumers
 	AckPending uint64 `json:"ack_pending"` // delivered and not acknowledged
 	Stored     uint64 `json:"stored"`      // messages the streams ever stored for the expected topics
-	Spooled    uint64 `json:"spooled"`     // accepted by a local spool only
 }
 
 // Evidence is what was done to the processes and seen of them, apart from their

@@ -158,9 +158,6 @@ func (j *judge) judgeEnd() {
 	if e.AckPending > 0 {
 		wrong("%d delivered events were never acknowledged", e.AckPending)
 	}
-	if e.Spooled > 0 {
-		wrong("%d events are still in a spool", e.Spooled)
-	}
 	var accepted, doubt uint64
 	for _, p := range j.sorted {
 		if !slices.ContainsFunc(j.ev.Expect, func(x Expectation) bool { return x.Durable && x.Topic == p.topic }) {
@@ -179,7 +176,7 @@ func (j *judge) judgeEnd() {
 	if e.Stored > accepted+doubt {
 		wrong("%d durable events are stored, though only %d were accepted and %d are in doubt", e.Stored, accepted, doubt)
 	}
-	j.end.Note = fmt.Sprintf("stored %d, pending %d, unacknowledged %d, spooled %d", e.Stored, e.Pending, e.AckPending, e.Spooled)
+	j.end.Note = fmt.Sprintf("stored %d, pending %d, unacknowledged %d", e.Stored, e.Pending, e.AckPending)
 }
 
 // judgeEvidence: the run must have done what it says it did.

@@ -326,7 +326,6 @@ func TestEachBrokenRuleOfTheRunIsNamed(t *testing.T) {
 		"an end without a begin":       {func(r *run) { r.line(112, when(50), witness.End, live, id(quiet), live, "billing", "") }, event(live, 112)},
 		"something still pending":      {func(r *run) { r.ev.End.Pending = 1 }, end},
 		"something unacknowledged":     {func(r *run) { r.ev.End.AckPending = 1 }, end},
-		"something in a spool":         {func(r *run) { r.ev.End.Spooled = 1 }, end},
 		"less stored than accepted":    {func(r *run) { r.ev.End.Stored-- }, end},
 		"more stored than accepted":    {func(r *run) { r.ev.End.Stored++ }, end},
 		"a stream created anew":        {func(r *run) { r.ev.Outages[0].New.Created = time.Now() }, stream},
