@@ -73,24 +73,3 @@ func TestCoversAndOverlapAreWhatTheySay(t *testing.T) {
 		}
 	})
 }
-
-func FuzzCheck(f *testing.F) {
-	for _, s := range []string{"order.placed", "a.*.c", "a.>", ">", "", ".", "a..b", "a b", "$JS.API", "é.ü", "\xff", "a.b>"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		isTopic, isPattern := Check(s) == nil, CheckPattern(s) == nil
-		if isTopic && (!isPattern || IsPattern(s)) {
-			t.Errorf("%q is a topic, and pattern %v, with wildcards %v", s, isPattern, IsPattern(s))
-		}
-		if isPattern && !isTopic && !IsPattern(s) {
-			t.Errorf("%q is a pattern without wildcards and no topic", s)
-		}
-		if isPattern && (strings.ContainsAny(s, " \t\r\n\x00") || strings.HasPrefix(s, "$") || len(s) > MaxLen) {
-			t.Errorf("%q would break the protocol", s)
-		}
-		if isTopic && !(Match(s, s) && Match(">", s) && naive(s).MatchString(s)) {
-			t.Errorf("%q does not match itself", s)
-		}
-	})
-}
