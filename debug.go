@@ -1,6 +1,16 @@
 package tidings
 
 import (
+	"cmp"
+	"context"
+	"fmt"
+	"iter"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
 	"github.com/tidings-go/tidings/adapter"
 )
 
@@ -17,32 +27,216 @@ type Snapshot struct {
 	Attached      bool
 	Transport     adapter.Stats // zero unless Attached
 	Subscriptions []SubscriptionInfo
+	Topics        []TopicInfo // those remembered: at most some 4096 by name, and all typed ones
 }
 
-// SubscriptionInfo is the state of one subscription. Counts are since it began.
+// TopicInfo is the state of one topic.
+type TopicInfo struct {
+	Name      string
+	Events    uint64 // since it is remembered, without those that nobody listened to
+	Listeners int    // subscriptions of this process
+	Publish   string // the class of what is published: "local", "live" or "durable"
+}
+
+// SubscriptionInfo is the state of one subscription. Counts are since it began;
+// those of inline handlers are exact but for events under way when it began.
 type SubscriptionInfo struct {
 	Pattern, Group                     string
 	Durable, Inline                    bool
+	Place                              string // file:line of the call that made it
 	Queued                             int    // events that wait
-	Running                            uint64 // handlers that run
-	Handled, Failed, Panicked, Dropped uint64
+	Running                            uint64 // handlers that run; not known of inline ones
+	Handled, Failed, Panicked, Dropped uint64 // events handled and dropped, attempts that failed
+	HungEver                           uint64 // handlers that did not return in time
+	Hung                               []Hung // those that still have not
+	Latency                            Latency
 }
 
-// Snapshot returns the present state.
+// Hung is a handler that does not return.
+type Hung struct {
+	Event Event
+	Since time.Time // no later than this it ran already
+	Stack []byte    // of its goroutine when it was found
+}
+
+// Snapshot returns the present state. It costs the publishers nothing but the
+// memory traffic of reading their counters.
 func (d *Debugger) Snapshot() Snapshot {
-	subs, _, a := d.b.members()
-	snap := Snapshot{App: d.b.opts.App, Instance: d.b.opts.Instance, Attached: a != nil}
+	b := d.b
+	subs, _, a := b.members()
+	snap := Snapshot{App: b.opts.App, Instance: b.opts.Instance, Attached: a != nil}
 	if a != nil {
 		snap.Transport = a.Stats()
 	}
-	for _, s := range subs {
-		info := SubscriptionInfo{Pattern: s.pattern, Group: s.opts.Group, Durable: s.opts.Durable, Inline: s.opts.Inline,
-			Running: s.counts.running.Load(), Handled: s.counts.handled.Load(), Failed: s.counts.failed.Load(),
-			Panicked: s.counts.panicked.Load(), Dropped: s.counts.dropped.Load()}
-		for _, q := range s.lanes {
-			info.Queued += q.len()
-		}
-		snap.Subscriptions = append(snap.Subscriptions, info)
+	b.mu.Lock()
+	inline := make([]uint64, len(subs))
+	for i, s := range subs {
+		inline[i] = s.ran.count()
 	}
+	for e := range b.names.all {
+		snap.Topics = append(snap.Topics, e.info())
+	}
+	b.mu.Unlock()
+	for i, s := range subs {
+		if !s.watcher {
+			snap.Subscriptions = append(snap.Subscriptions, s.info(inline[i]))
+		}
+	}
+	slices.SortFunc(snap.Topics, func(x, y TopicInfo) int { return cmp.Compare(x.Name, y.Name) })
 	return snap
+}
+
+// info is called with bus.mu held.
+func (e *entry) info() TopicInfo {
+	v := e.bus.refreshLocked(e)
+	t := TopicInfo{Name: e.topic, Events: e.count.Load(), Publish: Local.String()}
+	if v != nil {
+		t.Listeners = len(v.inline) + len(v.queued) - v.watchers
+		if v.publish != 0 {
+			t.Publish = Class(v.publish + 1).String() // the adapter's classes begin with live
+		}
+	}
+	return t
+}
+
+func (s *Subscription) info(inline uint64) SubscriptionInfo {
+	c := &s.counts
+	i := SubscriptionInfo{Pattern: s.pattern, Group: s.opts.Group, Durable: s.opts.Durable, Inline: s.opts.Inline,
+		Place: s.where(), Failed: c.failed.Load(), Panicked: c.panicked.Load(), Dropped: c.dropped.Load(),
+		HungEver: c.hung.Load(), Latency: c.latency.read()}
+	ended := inline + c.inline.Load()
+	for _, q := range s.lanes {
+		i.Queued += q.len()
+	}
+	for _, w := range s.workers {
+		waiting, running := w.inHand()
+		i.Queued += waiting
+		ended += w.begun.Load()
+		if running {
+			i.Running++
+			ended--
+		}
+		if h := s.bus.hung.of(w); h != nil {
+			i.Hung = append(i.Hung, *h)
+		}
+	}
+	i.Handled = ended - min(c.unhandled.Load(), ended)
+	return i
+}
+
+func (h *hungHandlers) of(w *worker) *Hung {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return w.watch.hung
+}
+
+// where is the line that asked for the subscription.
+func (s *Subscription) where() string {
+	frames := runtime.CallersFrames(s.place[:])
+	for {
+		f, more := frames.Next()
+		if f.File != "" && !strings.HasPrefix(f.Function, "github.com/tidings-go/tidings.") {
+			return fmt.Sprintf("%s:%d", f.File, f.Line)
+		}
+		if !more {
+			return ""
+		}
+	}
+}
+
+// watchBuffer is how far who watches may fall behind before it misses events.
+const watchBuffer = 256
+
+// Watch yields the events of this process that match the pattern and, unless it
+// is nil, the filter, from now until ctx or the bus ends: what is published here,
+// and what comes from the transport for a subscription that there is. It asks the
+// transport for nothing, and publishers never wait for it: missed counts what came
+// faster than it was read. Call it once for each loop.
+func (d *Debugger) Watch(ctx context.Context, pattern string, filter func(Event) bool) (events iter.Seq[Event], missed func() uint64, err error) {
+	var n atomic.Uint64
+	c := make(chan Event, watchBuffer)
+	s := &Subscription{watcher: true, handler: func(_ context.Context, e Event) error {
+		if filter != nil && !filter(e) {
+			return nil
+		}
+		select {
+		case c <- e:
+		default:
+			n.Add(1)
+		}
+		return nil
+	}}
+	if s, err = d.b.subscribe(ctx, pattern, s, &SubscribeOptions{Inline: true, Broadcast: true}); err != nil {
+		return nil, nil, err
+	}
+	d.b.watchers.Add(1)
+	stop := context.AfterFunc(ctx, s.Stop)
+	return func(yield func(Event) bool) {
+		defer stop()
+		defer s.Stop()
+		for {
+			select {
+			case e := <-c:
+				if !yield(e) {
+					return
+				}
+			case <-s.Done():
+				for len(c) > 0 {
+					if !yield(<-c) {
+						return
+					}
+				}
+				return
+			}
+		}
+	}, n.Load, nil
+}
+
+// show gives those who watch an event that came from the transport.
+func (b *Bus) show(ctx context.Context, e Event) {
+	if b.watchers.Load() == 0 {
+		return
+	}
+	var watch []*Subscription
+	b.mu.Lock()
+	b.patterns.match(e.Topic(), func(s *Subscription) {
+		if s.watcher {
+			watch = append(watch, s)
+		}
+	})
+	b.mu.Unlock()
+	for _, s := range watch {
+		_ = s.call(ctx, e) // reported by call
+	}
+}
+
+// runs counts the calls of an inline handler from what its topics count: an event
+// that a hundred handlers get is counted once. Guarded by bus.mu.
+type runs struct {
+	before uint64
+	topics map[*entry]uint64 // their counts when the subscription joined
+}
+
+func (r *runs) follow(e *entry) {
+	if r.topics == nil {
+		r.topics = map[*entry]uint64{}
+	}
+	if _, already := r.topics[e]; !already {
+		r.topics[e] = e.count.Load()
+	}
+}
+
+func (r *runs) unfollow(e *entry) {
+	if base, ok := r.topics[e]; ok {
+		r.before += e.count.Load() - base
+		delete(r.topics, e)
+	}
+}
+
+func (r *runs) count() uint64 {
+	n := r.before
+	for e, base := range r.topics {
+		n += e.count.Load() - base
+	}
+	return n
 }

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/tidings-go/tidings/adapter"
 	"github.com/tidings-go/tidings/internal/loop"
 	"github.com/tidings-go/tidings/internal/mutant"
 )
@@ -37,7 +36,7 @@ func (b *Bus) drain(ctx context.Context) error {
 	first := b.drained == nil
 	if first {
 		b.drained = make(chan struct{})
-		b.state.Store(stateDraining)
+		b.setState(stateDraining)
 	}
 	drained := b.drained
 	b.mu.Unlock()
@@ -65,7 +64,9 @@ func (b *Bus) drainAll(ctx context.Context) error {
 		return f.at.Drain(ctx)
 	})
 	b.finishWork(ctx)
-	b.state.Store(stateClosed)
+	b.mu.Lock()
+	b.setState(stateClosed)
+	b.mu.Unlock()
 	drainSub := func(s *Subscription) error { return s.drain(ctx) }
 	// The bus's own events tell of the last acknowledgements: who listens to them
 	// goes last.
@@ -73,18 +74,53 @@ func (b *Bus) drainAll(ctx context.Context) error {
 	err = errors.Join(err, each(slices.DeleteFunc(subs, func(s *Subscription) bool { return isOwn(s.pattern) }), drainSub))
 	b.finishWork(ctx)
 	err = errors.Join(err, each(listeners, drainSub))
+	b.hung.stop()
 	if a != nil {
 		err = errors.Join(err, a.Drain(ctx))
 	}
 	return err
 }
 
-// finishWork waits until nothing is taken and unfinished, or ctx ends.
+// finishWork waits until nothing is taken and unfinished, or ctx ends. Handlers
+// may publish to each other meanwhile: all is done when every queue has been idle
+// while none of them took anything.
 func (b *Bus) finishWork(ctx context.Context) {
-	select {
-	case <-b.work.idle():
-	case <-ctx.Done():
+	subs, _, _ := b.members()
+	for _, s := range subs {
+		for _, q := range s.lanes {
+			q.hurry()
+		}
 	}
+	for before, after := uint64(0), uint64(1); before != after; {
+		before = b.activity(subs)
+		waits := []<-chan struct{}{b.work.idle()}
+		for _, s := range subs {
+			for _, q := range s.lanes {
+				idle, _ := q.whenIdle()
+				waits = append(waits, idle)
+			}
+		}
+		for _, idle := range waits {
+			select {
+			case <-idle:
+			case <-ctx.Done():
+				return
+			}
+		}
+		after = b.activity(subs)
+	}
+}
+
+// activity is how much was ever begun.
+func (b *Bus) activity(subs []*Subscription) uint64 {
+	n := b.work.ever.Load()
+	for _, s := range subs {
+		for _, q := range s.lanes {
+			_, accepted := q.whenIdle()
+			n += accepted
+		}
+	}
+	return n
 }
 
 // Close ends the bus at once: handlers' contexts are cancelled, queued events go
@@ -93,7 +129,8 @@ func (b *Bus) finishWork(ctx context.Context) {
 // does nothing.
 func (b *Bus) Close() error {
 	b.mu.Lock()
-	closed := b.state.Swap(stateClosed) == stateClosed
+	closed := b.state.Load() == stateClosed
+	b.setState(stateClosed)
 	if b.drained == nil {
 		b.drained = make(chan struct{})
 		close(b.drained)
@@ -102,6 +139,7 @@ func (b *Bus) Close() error {
 	if closed {
 		return nil
 	}
+	b.hung.stop()
 	subs, _, a := b.members()
 	for _, s := range subs {
 		s.cancel()
@@ -111,17 +149,6 @@ func (b *Bus) Close() error {
 		return a.Close()
 	}
 	return nil
-}
-
-// members is a snapshot of what the bus has to end.
-func (b *Bus) members() ([]*Subscription, []*feed, adapter.Adapter) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var feeds []*feed
-	for _, f := range b.feeds {
-		feeds = append(feeds, f)
-	}
-	return slices.Clone(b.subs), feeds, b.adapter
 }
 
 // each runs f for all at once, since each may wait for a round trip.

@@ -55,7 +55,7 @@ func (s *Subscription) Stop() {
 		defer cancel()
 		_ = s.leave(ctx)
 		for _, w := range s.workers {
-			<-w.Done()
+			<-w.loop.Done()
 		}
 		ctx2, cancel2 := context.WithTimeout(context.Background(), stopGrace)
 		defer cancel2()
@@ -108,7 +108,7 @@ func (s *Subscription) finishQueue(ctx context.Context) error {
 	}
 	var err error
 	for _, w := range s.workers {
-		if w.Wait(ctx) != nil {
+		if w.loop.Wait(ctx) != nil {
 			s.cancel() // handlers that obey their context end now
 			err = s.leftBehind(ctx)
 			break
@@ -119,19 +119,22 @@ func (s *Subscription) finishQueue(ctx context.Context) error {
 
 // leftBehind gives up what the deadline cut, and names it.
 func (s *Subscription) leftBehind(ctx context.Context) error {
-	running := s.counts.running.Load()
-	left := s.dropQueued("the deadline of a drain ended first")
-	return fmt.Errorf("%w: subscription %s of group %q: %d handlers still running, %d queued events left",
-		context.Cause(ctx), s.pattern, s.opts.Group, running, left)
+	left, running := s.dropQueued("the deadline of a drain ended first"), 0
+	for _, w := range s.workers {
+		waiting, busy := w.inHand()
+		left += waiting
+		if busy {
+			running++
+		}
+	}
+	return fmt.Errorf("%w: %s: %d handlers still running, %d queued events left", context.Cause(ctx), s, running, left)
 }
 
-// dropQueued empties the queues.
-func (s *Subscription) dropQueued(why string) int {
-	n := 0
+// dropQueued empties the queues; workers drop what they have in hand.
+func (s *Subscription) dropQueued(why string) (n int) {
 	for _, q := range s.lanes {
 		for _, it := range q.clear() {
-			s.drop(it, why)
-			s.bus.work.done()
+			s.drop(q, it, why)
 			n++
 		}
 	}

@@ -28,6 +28,9 @@ var (
 	// ErrInDoubt: the broker was lost before it answered: the event may have been
 	// stored. Publishing it again may double it.
 	ErrInDoubt = adapter.ErrInDoubt
+	// ErrNoResponder: nobody listens to a request, or nobody answered it. Subscribe a
+	// handler that calls Reply before asking.
+	ErrNoResponder = errors.New("no responder")
 	// ErrAttached: the bus has a transport already; there is one per bus.
 	ErrAttached = errors.New("a transport is attached already")
 )

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"reflect"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/tidings-go/tidings/adapter"
@@ -18,88 +17,142 @@ import (
 type Handler func(ctx context.Context, e Event) error
 
 // Event is one published or instrumented thing: a small value, the same for all
-// who get it. Its methods may be called concurrently.
+// who get it. Its methods may be called concurrently, and at any time later.
 type Event struct {
-	r       *record
-	attempt int
+	// What an event that stays in the process needs, in as many words as a call
+	// passes in registers next to a context: handing one to a handler allocates
+	// nothing and leaves nothing to recycle.
+	e       *entry // topic and bus; nil for events from elsewhere
+	payload any
+	r       *record // what few events have
+	start   int64   // when, on the monotonic clock; 0: nobody asked for it
+	dur     time.Duration
+	num     uint64 // number of the event at its entry, then attemptBits of the attempt
 }
 
-// record is what all subscribers of one event in this process share.
+const (
+	attemptBits = 16
+	attemptMask = 1<<attemptBits - 1
+)
+
+// record is what events from elsewhere, failed ones and requests have besides.
 type record struct {
-	bus      *Bus
-	topic    string
-	payload  any              // of a local event; nil when msg is set
-	msg      *adapter.Message // of a remote event, or one that was encoded
-	time     time.Time
-	duration time.Duration
-	err      error
-	id       atomic.Pointer[string]
+	bus    *Bus
+	topic  string           // of events without an entry
+	msg    *adapter.Message // of a remote event, or one that was encoded
+	id     string           // of a ready-made event, as are the next two
+	source string
+	time   time.Time
+	err    error
+	tags   map[string]any
+	req    *request
 }
 
-// ID is unique over all processes; duplicates are known by it.
+// EventFields are what [NewEvent] makes an event of; all but Topic may be left
+// out.
+type EventFields struct {
+	ID       string // default: random
+	Topic    string
+	Source   string // default: none
+	Time     time.Time
+	Duration time.Duration
+	Err      error
+	Payload  any
+	Tags     map[string]any
+}
+
+// NewEvent makes an event that was not published here: to import history with
+// [Bus.PublishEvent], or to call a handler in a test. It checks nothing.
+func NewEvent(f EventFields) Event {
+	if f.ID == "" {
+		f.ID = nonce()
+	}
+	return Event{payload: f.Payload, dur: f.Duration, r: &record{id: f.ID, topic: f.Topic, source: f.Source,
+		time: f.Time, err: f.Err, tags: f.Tags}}
+}
+
+// epoch is what monotonic times count from.
+var epoch = time.Now()
+
+// monotonic is the cheapest clock the standard library has: half of time.Now.
+func monotonic() int64 { return int64(time.Since(epoch)) }
+
+// ID is unique over all processes; duplicates are known by it. It is made when
+// it is asked for.
 func (e Event) ID() string {
-	if e.r == nil {
-		return ""
+	switch {
+	case e.r != nil && e.r.msg != nil:
+		return e.r.msg.ID
+	case e.r != nil && e.r.id != "":
+		return e.r.id
+	case e.e != nil:
+		// The bus's own random part, then counters: unique without a system call for
+		// each. Options.Instance has no part in it: it may be the same after a restart.
+		return e.e.bus.idPrefix + strconv.FormatUint(e.e.number, 36) + "-" + strconv.FormatUint(e.num>>attemptBits, 36)
 	}
-	return e.r.eventID()
-}
-
-func (r *record) eventID() string {
-	if r.msg != nil {
-		return r.msg.ID
-	}
-	if id := r.id.Load(); id != nil {
-		return *id
-	}
-	id := r.bus.newID()
-	if r.id.CompareAndSwap(nil, &id) {
-		return id
-	}
-	return *r.id.Load()
-}
-
-// newID is the bus's own random part and a counter: unique without a system
-// call for each. It does not use Options.Instance, which may be the same again
-// after a restart.
-func (b *Bus) newID() string {
-	return b.idPrefix + strconv.FormatUint(b.idCounter.Add(1), 36)
+	return ""
 }
 
 // Topic is what it was published as.
 func (e Event) Topic() string {
-	if e.r == nil {
-		return ""
+	switch {
+	case e.e != nil:
+		return e.e.topic
+	case e.r != nil:
+		return e.r.topic
 	}
-	return e.r.topic
+	return ""
 }
 
 // Source is //app/instance of the publisher, a URI reference as CloudEvents asks
 // for.
 func (e Event) Source() string {
 	switch {
-	case e.r == nil:
-		return ""
-	case e.r.msg != nil:
+	case e.r != nil && e.r.msg != nil:
 		return e.r.msg.Source
-	default:
-		return e.r.bus.source
+	case e.r != nil && e.r.source != "":
+		return e.r.source
+	case e.e != nil:
+		return e.e.bus.source
 	}
+	return ""
 }
 
-// Time is when the event was published, or when the instrumented block began.
+// Time is when the event was published, or when the instrumented block began. It
+// has a monotonic reading if the event comes from this process: differences
+// between two such times are exact whatever the wall clock did.
+//
+// Reading a clock for each event costs more than delivering it, so the bus stops
+// doing so for a topic of which no handler has asked the time in 64 events. The
+// first to ask after that is told the time of asking; from then on it is exact
+// again, for good. Instrumented events are always exact.
 func (e Event) Time() time.Time {
-	if e.r == nil {
-		return time.Time{}
+	if e.e != nil {
+		e.e.stamp.Store(stampAlways)
 	}
-	return e.r.time
+	switch {
+	case e.r != nil && e.r.msg != nil:
+		return e.r.msg.Time
+	case e.start != 0:
+		// From today's wall clock, not from the one at the start of the process: they
+		// drift apart when the machine sleeps.
+		now := time.Now()
+		return now.Add(time.Duration(e.start) - now.Sub(epoch))
+	case e.r != nil:
+		return e.r.time
+	case e.e != nil:
+		return time.Now()
+	}
+	return time.Time{}
 }
 
-// Duration is how long the instrumented block ran; 0 for a published event.
+// Duration is how long the instrumented block ran, by the monotonic clock; 0 for
+// a published event.
 func (e Event) Duration() time.Duration {
-	if e.r == nil {
-		return 0
+	if e.r != nil && e.r.msg != nil {
+		return e.r.msg.Duration
 	}
-	return e.r.duration
+	return e.dur
 }
 
 // Err is what the instrumented block returned, or a *[PanicError]; of a remote
@@ -116,11 +169,8 @@ func (e Event) Err() error {
 // generic form (nil if it cannot be decoded). [Event.Decode] gives the same in
 // both cases.
 func (e Event) Payload() any {
-	switch {
-	case e.r == nil:
-		return nil
-	case e.r.msg == nil:
-		return e.r.payload
+	if e.r == nil || e.r.msg == nil {
+		return e.payload
 	}
 	var v any
 	if err := e.Decode(&v); err != nil {
@@ -140,23 +190,28 @@ func (e Event) Header(name string) string {
 
 // Attempt is 1 when the handler sees the event for the first time, 2 at the first
 // retry, and so on. For durable events it counts the broker's deliveries too.
-func (e Event) Attempt() int { return max(e.attempt, 1) }
+func (e Event) Attempt() int { return max(int(e.num&attemptMask), 1) }
+
+func (e Event) withAttempt(n int) Event {
+	e.num = e.num&^attemptMask | uint64(min(n, attemptMask))
+	return e
+}
 
 // Decode fills what v points to: by assignment when the payload is local and of
 // that type, else through the codec. The same code works for both.
 func (e Event) Decode(v any) error {
-	if e.r == nil {
+	if e.e == nil && e.r == nil {
 		return errors.New("tidings: the zero Event has no payload")
 	}
-	if e.r.msg != nil {
-		return e.r.bus.opts.Codec.Decode(e.r.msg.Data, e.r.msg.ContentType, v)
+	if e.r != nil && e.r.msg != nil {
+		return e.codec().Decode(e.r.msg.Data, e.r.msg.ContentType, v)
 	}
 	dst := reflect.ValueOf(v)
 	if dst.Kind() != reflect.Pointer || dst.IsNil() {
 		return fmt.Errorf("tidings: Decode needs a non-nil pointer, not %T", v)
 	}
 	dst = dst.Elem()
-	src := reflect.ValueOf(e.r.payload)
+	src := reflect.ValueOf(e.payload)
 	if !src.IsValid() {
 		dst.SetZero()
 		return nil
@@ -169,38 +224,53 @@ func (e Event) Decode(v any) error {
 		dst.Set(src.Elem())
 		return nil
 	}
-	data, contentType, err := e.r.bus.opts.Codec.Encode(e.r.payload)
+	data, contentType, err := e.codec().Encode(e.payload)
 	if err != nil {
 		return err
 	}
-	return e.r.bus.opts.Codec.Decode(data, contentType, v)
+	return e.codec().Decode(data, contentType, v)
 }
 
-// Keep returns an event that may be held after the handler has returned.
+// Keep returns an event that may be held after the handler has returned. Any
+// event may; handlers that call it stay right if that changes.
 func (e Event) Keep() Event { return e }
 
 // String is for logs: topic and id, never the payload.
 func (e Event) String() string { return e.Topic() + " " + e.ID() }
 
-// message is the event as it goes over the wire.
-func (r *record) message() (*adapter.Message, error) {
-	data, contentType, err := r.bus.opts.Codec.Encode(r.payload)
-	if err != nil {
-		return nil, fmt.Errorf("cannot encode the payload %T: %w", r.payload, err)
+func (e Event) codec() Codec {
+	switch {
+	case e.e != nil:
+		return e.e.bus.opts.Codec
+	case e.r != nil && e.r.bus != nil:
+		return e.r.bus.opts.Codec
 	}
-	m := &adapter.Message{ID: r.eventID(), Topic: r.topic, Source: r.bus.source, Time: r.time,
-		ContentType: contentType, Data: data, Duration: r.duration}
-	if r.err != nil {
-		m.Err = r.err.Error()
+	return jsonCodec{}
+}
+
+// message is the event as it goes over the wire.
+func (e Event) message(ctx context.Context, c Codec) (*adapter.Message, error) {
+	data, contentType, err := c.Encode(e.payload)
+	if err != nil {
+		return nil, fmt.Errorf("cannot encode the payload %T: %w", e.payload, err)
+	}
+	header, err := e.header(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m := &adapter.Message{ID: e.ID(), Topic: e.Topic(), Source: e.Source(), Time: e.Time(),
+		ContentType: contentType, Data: data, Duration: e.dur, Header: header}
+	if err := e.Err(); err != nil {
+		m.Err = err.Error()
 	}
 	return m, nil
 }
 
 // received is an event from another process, or from the store.
-func (b *Bus) received(m *adapter.Message) *record {
-	r := &record{bus: b, topic: m.Topic, msg: m, time: m.Time, duration: m.Duration}
+func (b *Bus) received(m *adapter.Message, attempt int) Event {
+	r := &record{bus: b, topic: m.Topic, msg: m}
 	if m.Err != "" {
 		r.err = errors.New(m.Err)
 	}
-	return r
+	return Event{r: r}.withAttempt(attempt)
 }

@@ -1,7 +1,8 @@
 package tidings
 
 // Entries counts the topics that a bus remembers.
-func Entries(b *Bus) (n int) {
-	b.topics.Range(func(any, any) bool { n++; return true })
-	return n
+func Entries(b *Bus) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.names.len()
 }

@@ -1,7 +1,9 @@
 package tidings
 
 import (
+	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync/atomic"
 
@@ -22,9 +24,10 @@ func (k feedKey) served() string { return k.group + "|" + k.pattern }
 
 // feed is a subscription at the transport.
 type feed struct {
-	bus  *Bus
-	key  feedKey
-	subs atomic.Pointer[[]*Subscription] // changed under bus.mu
+	bus     *Bus
+	key     feedKey
+	members map[*Subscription]struct{}      // guarded by bus.mu
+	subs    atomic.Pointer[[]*Subscription] // members in order; nil: to be made anew
 
 	opened  chan struct{}
 	at      adapter.Subscription // read after opened
@@ -32,9 +35,19 @@ type feed struct {
 }
 
 func newFeed(b *Bus, key feedKey) *feed {
-	f := &feed{bus: b, key: key, opened: make(chan struct{})}
-	f.subs.Store(&[]*Subscription{})
-	return f
+	return &feed{bus: b, key: key, opened: make(chan struct{}), members: map[*Subscription]struct{}{}}
+}
+
+// subscriptions are the members in the order they joined.
+func (f *feed) subscriptions() []*Subscription {
+	if subs := f.subs.Load(); subs != nil {
+		return *subs
+	}
+	f.bus.mu.Lock()
+	defer f.bus.mu.Unlock()
+	subs := slices.SortedFunc(maps.Keys(f.members), func(x, y *Subscription) int { return cmp.Compare(x.order, y.order) })
+	f.subs.Store(&subs)
+	return subs
 }
 
 // open asks the transport; only who made the feed calls it, once.
@@ -42,7 +55,7 @@ func (f *feed) open(ctx context.Context, a adapter.Adapter) error {
 	defer close(f.opened)
 	spec := adapter.Spec{Pattern: f.key.pattern, Group: f.key.group, Durable: f.key.durable, Deliver: f.deliver}
 	if f.key.durable {
-		for _, s := range *f.subs.Load() {
+		for _, s := range f.subscriptions() {
 			spec.MaxInFlight = s.maxInFlight()
 		}
 	}
@@ -77,29 +90,38 @@ func (f *feed) deliver(d adapter.Delivery) {
 	case f.key.group != "" && slices.Contains(d.Served, f.key.served()):
 		return // the publishing process is of this group and took it itself
 	}
-	e := Event{f.bus.received(&d.Message), d.Attempt}
-	subs := *f.subs.Load()
+	e, ctx := f.bus.received(&d.Message, d.Attempt), withHeader(context.Background(), &d.Message)
+	f.bus.show(ctx, e)
+	subs := f.subscriptions()
 	if len(subs) == 0 && d.Settle != nil {
 		d.Settle.Nak(0)
 	}
 	for _, s := range subs {
-		if s.opts.Inline {
-			f.deliverInline(s, e)
-			continue
+		switch {
+		case !s.wants(e.Topic()):
+			if d.Settle != nil {
+				d.Settle.Ack(func(error) {}) // nobody of the group wants it
+			}
+		case s.opts.Inline:
+			f.deliverInline(s, ctx, e)
+		default:
+			// Nobody is to be told: a drop was counted and logged, and a durable event
+			// that found no room went back.
+			_ = s.put(s.lane(e), item{ctx, e, d.Settle})
 		}
-		// Nobody is to be told: a drop was counted and logged, and a durable event
-		// that found no room went back.
-		_ = s.deliver(context.Background(), e, d.Settle)
 	}
 }
 
 // deliverInline marks the transport's goroutine as one that runs a handler, so
 // that a Drain called there does not wait for itself.
-func (f *feed) deliverInline(s *Subscription, e Event) {
+func (f *feed) deliverInline(s *Subscription, ctx context.Context, e Event) {
 	id := goid.ID()
 	f.bus.workers.Store(id, s)
 	defer f.bus.workers.Delete(id)
-	_ = s.deliver(s.handlers, e, nil)
+	if s.opts.Filter == nil {
+		s.counts.inline.Add(1)
+	}
+	_ = s.call(&handlerContext{s.handlers, ctx}, e) // reported by call
 }
 
 // drain stops taking once its last subscription leaves; what was taken has been

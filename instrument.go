@@ -4,52 +4,229 @@ import (
 	"context"
 	"errors"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
+
+	"github.com/tidings-go/tidings/adapter"
 )
 
 // Instrument runs fn and then publishes an event with its duration and error. It
 // returns exactly fn's error and panics again with fn's panic; nothing that a
 // subscriber or the transport does changes that: such failures go to
-// Options.OnError. When nobody listens it only calls fn.
+// Options.OnError. When nobody listens it only calls fn. Who listens is fixed
+// when fn begins. A nil fn does nothing, and the event is sent.
+//
+// A payload that fn is to fill in is a pointer or a map; it is frozen once fn has
+// returned.
 func (b *Bus) Instrument(ctx context.Context, topic string, payload any, fn func(context.Context) error) error {
 	e, err := b.entry(topic)
 	if err != nil {
 		b.report(ctx, &Error{Op: "instrument", Topic: topic, Err: err})
-		return fn(ctx)
+		return callBlock(ctx, fn)
 	}
-	v := e.view.Load()
-	if v == nil || (len(v.locals) == 0 && v.instr == 0) {
-		return fn(ctx)
-	}
-	return e.instrument(ctx, v, payload, fn)
+	return e.instrument(ctx, payload, fn)
 }
 
-// errGoexit marks a block that ended its goroutine instead of returning.
-var errGoexit = errors.New("the instrumented block ended its goroutine (runtime.Goexit)")
+func callBlock(ctx context.Context, fn func(context.Context) error) error {
+	if fn == nil {
+		return nil
+	}
+	return fn(ctx)
+}
 
-// instrument fixes the subscribers when the block begins, as the original does.
-func (e *entry) instrument(ctx context.Context, v *view, payload any, fn func(context.Context) error) (err error) {
-	r := &record{bus: e.bus, topic: e.topic, payload: payload, time: time.Now(), err: errGoexit}
+var (
+	// errGoexit marks a block that ended its goroutine instead of returning.
+	errGoexit        = errors.New("the instrumented block ended its goroutine (runtime.Goexit)")
+	errGoexitHandler = errors.New("the handler ended its goroutine (runtime.Goexit)")
+)
+
+func (e *entry) instrument(ctx context.Context, payload any, fn func(context.Context) error) error {
+	v := e.view.Load()
+	switch {
+	case v == nil:
+		return callBlock(ctx, fn)
+	case v.fast && fn != nil:
+		return e.time(ctx, v, payload, fn)
+	default:
+		return e.instrumentSlow(ctx, payload, fn)
+	}
+}
+
+// time is Instrument when there is nobody but subscribers of this process.
+func (e *entry) time(ctx context.Context, v *view, payload any, fn func(context.Context) error) (err error) {
+	start, returned := monotonic(), false
 	defer func() {
-		r.duration = time.Since(r.time)
-		if r.err == errGoexit {
-			if p := recover(); p != nil {
-				r.err = &PanicError{Value: p, Stack: debug.Stack()}
-				defer panic(p)
+		if !returned {
+			ev := Event{e: e, payload: payload, start: start, dur: time.Duration(monotonic() - start)}
+			p := recover()
+			ev.r = &record{err: blockError(p)}
+			e.timed(ctx, v, ev)
+			if p != nil {
+				panic(p)
 			}
 		}
-		e.bus.emitInstrumented(ctx, v, r)
 	}()
 	err = fn(ctx)
-	r.err = err
+	returned = true
+	ev := Event{e: e, payload: payload, start: start, dur: time.Duration(monotonic() - start)}
+	if err != nil {
+		ev.r = &record{err: err}
+	}
+	e.timed(ctx, v, ev)
 	return err
 }
 
-// emitInstrumented publishes what was instrumented; its failures have no caller.
-func (b *Bus) emitInstrumented(ctx context.Context, v *view, r *record) {
-	if err := b.emit(ctx, v, r, v.instr); err != nil {
-		b.report(ctx, err)
+// blockError is the error of a block that did not return: of its panic, or of
+// ending its goroutine.
+func blockError(p any) error {
+	if p == nil {
+		return errGoexit
 	}
+	return &PanicError{Value: p, Stack: debug.Stack()}
+}
+
+func (e *entry) timed(ctx context.Context, v *view, ev Event) {
+	if e.bus.state.Load() != stateOpen {
+		e.finish(ctx, 0, route{v.inline, v.queued}, ev)
+		return
+	}
+	ev.num = e.count.Add(1) << attemptBits
+	if len(v.queued) > 0 {
+		if err := v.enqueue(ctx, ev); err != nil {
+			e.bus.report(ctx, &Error{Op: "instrument", Topic: e.topic, Err: err})
+		}
+	}
+	v.run(ctx, ev)
+}
+
+func (e *entry) instrumentSlow(ctx context.Context, payload any, fn func(context.Context) error) (err error) {
+	inner, s := e.begin(ctx, payload)
+	if s == nil {
+		return callBlock(ctx, fn)
+	}
+	if s.startErr != nil {
+		return s.startErr
+	}
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		p := recover()
+		_ = s.end(blockError(p)) // the panic goes on; it cannot be an error as well
+		if p != nil {
+			panic(p)
+		}
+	}()
+	err = callBlock(inner, fn)
+	returned = true
+	if strict := s.end(err); strict != nil {
+		return strict
+	}
+	return err
+}
+
+// Span is an instrumented block that is not a function: it begins with
+// [Bus.Begin]. The nil Span is one that nobody listens to. End may be called from
+// another goroutine.
+type Span struct {
+	e        *entry
+	ctx      context.Context
+	event    Event
+	to       route
+	class    adapter.Class
+	ended    atomic.Bool
+	startErr error // of a Start, on a strict bus
+}
+
+// Begin begins what [Span.End] ends, where [Bus.Instrument] cannot be used since
+// there is no function to wrap. Who listens is fixed here. Use the context for
+// what happens inside. A span that is never ended is never published.
+func (b *Bus) Begin(ctx context.Context, topic string, payload any) (context.Context, *Span) {
+	e, err := b.entry(topic)
+	if err != nil {
+		b.report(ctx, &Error{Op: "instrument", Topic: topic, Err: err})
+		return ctx, nil
+	}
+	return e.begin(ctx, payload)
+}
+
+// End publishes the event, with its duration and err. Only the first call does;
+// others are reported to Options.OnError.
+func (s *Span) End(err error) {
+	switch {
+	case s == nil:
+	case s.ended.Swap(true):
+		s.e.bus.report(s.ctx, &Error{Op: "instrument", Topic: s.e.topic, Err: errors.New("the span was ended before")})
+	default:
+		if strict := s.end(err); strict != nil {
+			s.e.bus.report(s.ctx, strict)
+		}
+	}
+}
+
+// begin returns nil when nobody listens.
+func (e *entry) begin(ctx context.Context, payload any) (context.Context, *Span) {
+	v := e.current()
+	if v == nil || v == closedView || !v.wanted() {
+		return ctx, nil
+	}
+	s := &Span{e: e, ctx: ctx, to: v.route(e.topic), class: v.instr}
+	if s.to.nobody() && s.class == 0 {
+		return ctx, nil
+	}
+	s.event = e.newEvent(payload)
+	if v.starts {
+		s.ctx = s.start(ctx)
+	}
+	s.event.start = monotonic() // what Start did is not the block's time
+	return s.ctx, s
+}
+
+// start shows the beginning to those who want to see it.
+func (s *Span) start(outer context.Context) context.Context {
+	ctx := context.WithValue(outer, blockKey{}, &block{event: s.event, outer: Parent(outer, s.event)})
+	for _, sub := range s.to.inline {
+		if sub.opts.Start == nil {
+			continue
+		}
+		if err := protect(func() error {
+			if c := sub.opts.Start(ctx, s.event); c != nil {
+				ctx = c
+			}
+			return nil
+		}); err != nil {
+			sub.failed(ctx, s.event, err)
+			if s.e.bus.opts.Strict {
+				s.startErr = err
+				return ctx
+			}
+		}
+	}
+	return ctx
+}
+
+// end publishes; the error is what a strict bus returns.
+func (s *Span) end(err error) error {
+	s.event.dur = time.Duration(monotonic() - s.event.start)
+	if err != nil {
+		s.event.r = &record{err: err}
+	}
+	return s.e.finish(s.ctx, s.class, s.to, s.event)
+}
+
+// finish publishes what was instrumented; its failures have no caller, but on a
+// strict bus.
+func (e *entry) finish(ctx context.Context, class adapter.Class, to route, ev Event) error {
+	err := e.send(ctx, class, to, ev)
+	if err == nil {
+		return nil
+	}
+	if e.bus.opts.Strict {
+		return errors.Join(err, ev.Err())
+	}
+	e.bus.report(ctx, err)
+	return nil
 }
 
 // topicSettled is published once for each durable event of this process.
@@ -68,20 +245,25 @@ type Settled struct {
 // announce publishes an event of the bus's own, on a goroutine of its own: it is
 // called by the transport, which must not wait for user code.
 func (b *Bus) announce(topic string, payload any) {
-	e, ok := b.topics.Load(topic)
-	if !ok {
+	e := b.names.load(topic)
+	if e == nil {
 		b.mu.Lock()
 		e = b.makeEntry(topic)
 		b.mu.Unlock()
 	}
-	v := e.(*entry).view.Load()
+	v := e.current()
 	if v == nil {
 		return
 	}
-	r := &record{bus: b, topic: topic, payload: payload, time: time.Now()}
+	to, ev := v.route(topic), e.newEvent(payload)
 	b.background(func() {
-		if err := b.deliverLocal(context.Background(), v.locals, r, nil, false); err != nil {
-			b.report(context.Background(), err)
+		for _, t := range targets(to.queued, ev) {
+			if err := t.sub.put(t.queue, item{context.Background(), ev, nil}); err != nil {
+				b.report(context.Background(), &Error{Op: "publish", Topic: topic, Err: err})
+			}
+		}
+		for _, s := range to.inline {
+			_ = s.call(context.Background(), ev) // reported by call
 		}
 	})
 }

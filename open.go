@@ -130,8 +130,8 @@ func (b *Bus) useTransport(ctx context.Context, a adapter.Adapter) error {
 	b.mu.Lock()
 	b.adapter = a
 	var made []*feed
-	for _, s := range b.subs {
-		if isOwn(s.pattern) {
+	for s := range b.subs {
+		if isOwn(s.pattern) || s.watcher {
 			continue
 		}
 		if f, isNew := b.feedOf(s); isNew {
@@ -150,13 +150,13 @@ func (b *Bus) useTransport(ctx context.Context, a adapter.Adapter) error {
 	if err != nil {
 		b.adapter = nil
 		b.feeds = map[feedKey]*feed{}
-		for _, s := range b.subs {
+		for s := range b.subs {
 			s.joined = nil
 		}
 		return err
 	}
 	b.remote = true
-	b.changed(">")
+	b.allChanged()
 	return nil
 }
 

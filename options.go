@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base32"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -38,6 +39,19 @@ type Options struct {
 	// OnError gets every error that has no caller: of handlers, of the transport.
 	// It may be called concurrently and may call the bus. The log has them too.
 	OnError func(context.Context, error)
+	// Middleware is put around the handler of each subscription when it is made, the
+	// first outermost.
+	Middleware []func(next Handler) Handler
+	// PublishMiddleware is put around Publish, the first outermost: it may change
+	// what is published, refuse it, or do something before and after. It runs also
+	// for topics that nobody listens to, and not for Instrument, PublishEvent and
+	// Request.
+	PublishMiddleware []func(next PublishFunc) PublishFunc
+	// Strict makes the failures of inline subscribers those of the publisher, as
+	// ActiveSupport::Notifications does: Publish and Instrument return them, after
+	// every subscriber has run, and OnError does not get them. A block is not run if
+	// a Start fails. For tests.
+	Strict bool
 	// AlwaysEncode gives local subscribers the encoded form that remote ones would
 	// get: for tests and staging.
 	AlwaysEncode bool
@@ -96,7 +110,30 @@ type SubscribeOptions struct {
 	// what is short and must not be queued, like metrics. Excludes Queue, Overflow,
 	// Workers, Key, Retry and Durable.
 	Inline bool
-	// Queue bounds the events that wait for a handler, in events. Default 1024.
+	// Prepend puts an inline subscription before those that are there. Order is:
+	// first those that name the topic, then those with a wildcard; in each, the last
+	// prepended first, then the oldest first.
+	Prepend bool
+	// Filter narrows the pattern: the handler gets only events for whose topic it
+	// returns true. It is asked at each event, on the publisher's goroutine, so it can
+	// silence a subscription for a while; an instrumented block asks when it begins.
+	// For a regular expression: regexp.MustCompile(…).MatchString, with pattern ">".
+	Filter func(topic string) bool
+	// Start is called before an instrumented block, with the event as far as it is
+	// known, and the context it returns is the block's and the handler's: a tracer
+	// opens its span here and ends it in the handler. It makes the event known as
+	// parent to what is published inside; see [Parent]. Needs Inline.
+	Start func(ctx context.Context, e Event) context.Context
+	// BatchSize and BatchWait are for SubscribeBatch: how many events at most (default
+	// 100), and how long to wait for more after the first (default: not at all).
+	BatchSize int
+	BatchWait time.Duration
+	// HungAfter is how long a queued handler may run before it is reported, with its
+	// stack, in the log and by the Debugger. Default: 10 s, or Timeout and one second
+	// if that is longer.
+	HungAfter time.Duration
+	// Queue bounds the events that wait for a handler. Default 1024. A worker takes up
+	// to a sixteenth of that at a time.
 	Queue int
 	// Overflow says what a full queue does. Default: Block. Durable subscriptions
 	// take no more than their queue holds, so theirs never overflows.
@@ -232,13 +269,16 @@ func parseRoutes(s string) ([]Route, error) {
 	return routes, nil
 }
 
-func (o *SubscribeOptions) withDefaults(b *Bus) (SubscribeOptions, error) {
+func (o *SubscribeOptions) withDefaults(b *Bus, batch bool) (SubscribeOptions, error) {
 	var s SubscribeOptions
 	if o != nil {
 		s = *o
 	}
 	if err := s.check(); err != nil {
 		return s, err
+	}
+	if batch && s.Inline {
+		return s, errors.New("SubscribeOptions.Inline handles one event at a time: leave it out for SubscribeBatch")
 	}
 	if s.Group == "" && !s.Broadcast {
 		s.Group = b.opts.App
@@ -250,6 +290,12 @@ func (o *SubscribeOptions) withDefaults(b *Bus) (SubscribeOptions, error) {
 		s.BlockTimeout = 5 * time.Second
 	}
 	s.Workers = max(s.Workers, 1)
+	if s.HungAfter == 0 {
+		s.HungAfter = max(10*time.Second, s.Timeout+time.Second)
+	}
+	if s.BatchSize == 0 {
+		s.BatchSize = 100
+	}
 	if s.Retry.Backoff == 0 {
 		s.Retry.Backoff = 100 * time.Millisecond
 	}
@@ -266,7 +312,8 @@ func (o *SubscribeOptions) check() error {
 		}
 	}
 	for field, n := range map[string]int64{"Queue": int64(o.Queue), "Workers": int64(o.Workers),
-		"BlockTimeout": int64(o.BlockTimeout), "Timeout": int64(o.Timeout), "Retry.Attempts": int64(o.Retry.Attempts),
+		"BlockTimeout": int64(o.BlockTimeout), "BatchSize": int64(o.BatchSize), "BatchWait": int64(o.BatchWait), "HungAfter": int64(o.HungAfter),
+		"Timeout": int64(o.Timeout), "Retry.Attempts": int64(o.Retry.Attempts),
 		"Retry.Backoff": int64(o.Retry.Backoff), "Retry.MaxBackoff": int64(o.Retry.MaxBackoff)} {
 		if n < 0 {
 			return fmt.Errorf("SubscribeOptions.%s is negative", field)
@@ -283,6 +330,10 @@ func (o *SubscribeOptions) check() error {
 		return fmt.Errorf("SubscribeOptions.Inline has no queue: leave out Queue, Overflow, Workers, Key and Retry")
 	case o.Inline && o.Durable:
 		return fmt.Errorf("SubscribeOptions.Durable settles events from a queue: leave out Inline")
+	case !o.Inline && o.Prepend:
+		return fmt.Errorf("SubscribeOptions.Prepend orders inline subscriptions: set Inline")
+	case !o.Inline && o.Start != nil:
+		return fmt.Errorf("SubscribeOptions.Start runs where the block does: set Inline")
 	case o.Key != nil && o.Workers <= 1:
 		return fmt.Errorf("SubscribeOptions.Key keeps order between workers: set Workers above 1, or leave it out")
 	}

@@ -12,17 +12,17 @@ import (
 func TestQueueAgainstAModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		bound := rapid.IntRange(1, 20).Draw(t, "bound")
-		q, next := newQueue(bound), 0
-		var model []int
+		q, next := newQueue(bound), uint64(0)
+		var model []uint64
 		closed := false
 		mk := func() item {
 			next++
-			return item{event: Event{attempt: next}}
+			return item{event: Event{num: next}}
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"offer": func(t *rapid.T) {
 				it := mk()
-				res, _ := q.offer(it)
+				res := q.offer(it)
 				want := putOK
 				switch {
 				case closed:
@@ -30,7 +30,7 @@ func TestQueueAgainstAModel(t *testing.T) {
 				case len(model) == bound:
 					want = putFull
 				default:
-					model = append(model, it.event.attempt)
+					model = append(model, it.event.num)
 				}
 				if res != want {
 					t.Fatalf("offer: %v, want %v", res, want)
@@ -45,31 +45,43 @@ func TestQueueAgainstAModel(t *testing.T) {
 				if closed {
 					return
 				}
-				if full != (len(model) == bound) || (full && dropped.event.attempt != model[0]) {
-					t.Fatalf("replaceOldest dropped %v %v of %v", dropped.event.attempt, full, model)
+				if full != (len(model) == bound) || (full && dropped.event.num != model[0]) {
+					t.Fatalf("replaceOldest dropped %v %v of %v", dropped.event.num, full, model)
 				}
 				if full {
 					model = model[1:]
 				}
-				model = append(model, it.event.attempt)
+				model = append(model, it.event.num)
 			},
 			"take": func(t *rapid.T) {
 				if len(model) == 0 && !closed {
 					t.Skip("would wait")
 				}
-				it, ok := q.take()
-				if ok != (len(model) > 0) || (ok && it.event.attempt != model[0]) {
-					t.Fatalf("take: %v %v of %v", it.event.attempt, ok, model)
+				w := &worker{limit: rapid.IntRange(1, 8).Draw(t, "limit")}
+				if ok := q.take(w); ok != (len(model) > 0) || len(w.batch) != min(w.limit, len(model)) {
+					t.Fatalf("take: %v %d of %v", ok, len(w.batch), model)
 				}
-				if ok {
-					model = model[1:]
+				for i, it := range w.batch {
+					if it.event.num != model[i] {
+						t.Fatalf("take: %v as number %d of %v", it.event.num, i, model)
+					}
+				}
+				model = model[len(w.batch):]
+				if idle, _ := q.whenIdle(); w.busy && idle == closedChan {
+					t.Fatal("idle with events in hand")
+				}
+				q.mu.Lock()
+				q.release(w)
+				q.mu.Unlock()
+				if idle, _ := q.whenIdle(); (idle == closedChan) != (len(model) == 0) {
+					t.Fatalf("idle %v with %v", idle == closedChan, model)
 				}
 			},
 			"close": func(t *rapid.T) { q.close(); closed = true },
 			"clear": func(t *rapid.T) {
-				var got []int
+				var got []uint64
 				for _, it := range q.clear() {
-					got = append(got, it.event.attempt)
+					got = append(got, it.event.num)
 				}
 				if !slices.Equal(got, model) {
 					t.Fatalf("clear: %v of %v", got, model)
@@ -87,7 +99,7 @@ func TestQueueAgainstAModel(t *testing.T) {
 
 func TestPutWaitObeysItsContext(t *testing.T) {
 	q := newQueue(1)
-	_, _ = q.offer(item{})
+	_ = q.offer(item{})
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()
 	if res := q.putWait(gone, item{}, 1<<40); res != putFull {

@@ -5,15 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/tidings-go/tidings/adapter"
 	"github.com/tidings-go/tidings/internal/goid"
-	"github.com/tidings-go/tidings/internal/loop"
-	"github.com/tidings-go/tidings/internal/mutant"
 	"github.com/tidings-go/tidings/internal/topic"
 )
 
@@ -22,26 +20,38 @@ import (
 type Subscription struct {
 	bus     *Bus
 	pattern string
+	wild    bool  // the pattern has wildcards
+	order   int64 // among those of a topic; negative for Prepend
 	handler Handler
+	batch   func(context.Context, []Event) error // in place of handler
 	opts    SubscribeOptions
 	key     feedKey
+	simple  bool // a queued event needs nothing but a call of the handler
+	watcher bool // of Debugger.Watch: sees, and is not seen
+	place   [8]uintptr
 
 	lanes      []*queue // none: inline
-	workers    []*loop.Loop
+	workers    []*worker
 	handlers   context.Context // cancelled when handlers must give up
 	cancel     context.CancelFunc
 	gate       gate
-	joined     *feed // set under bus.mu, as is the next
+	joined     *feed // set under bus.mu, as are the next two
 	lastOfFeed bool
+	ran        runs
 
-	ending  atomic.Bool
-	done    chan struct{}
-	err     error // read after done
-	counts  counters
-	bursted atomic.Bool // a burst of drops has been logged
+	ending atomic.Bool
+	done   chan struct{}
+	err    error // read after done
+	counts counters
 }
 
-type counters struct{ handled, failed, panicked, dropped, running atomic.Uint64 }
+// counters are of what does not happen to most events: the others are counted
+// where that costs nothing, by workers and topics.
+type counters struct {
+	failed, panicked, unhandled, dropped, hung atomic.Uint64
+	inline                                     atomic.Uint64 // calls of an inline handler that its topics do not count
+	latency                                    histogram
+}
 
 // Subscribe calls h for each event whose topic matches the pattern, from when it
 // returns until the subscription or the bus ends. "*" stands for one token, ">"
@@ -51,20 +61,39 @@ type counters struct{ handled, failed, panicked, dropped, running atomic.Uint64 
 // what is published from now on, anywhere; ctx bounds that wait. It may be called
 // from inside a handler; the new subscription does not see the event in hand.
 func (b *Bus) Subscribe(ctx context.Context, pattern string, h Handler, o *SubscribeOptions) (*Subscription, error) {
+	if h != nil && o != nil && (o.BatchSize != 0 || o.BatchWait != 0) {
+		return nil, &Error{Op: "subscribe", Topic: pattern, Err: errors.New("SubscribeOptions.BatchSize and BatchWait are for SubscribeBatch")}
+	}
+	for i := len(b.opts.Middleware) - 1; i >= 0 && h != nil; i-- {
+		h = b.opts.Middleware[i](h)
+	}
+	return b.subscribe(ctx, pattern, &Subscription{handler: h}, o)
+}
+
+// SubscribeBatch is [Bus.Subscribe] for a handler of several events at once: up
+// to SubscribeOptions.BatchSize, or as many as came within BatchWait of the first.
+// An error is that of every event in the batch; a retry is of the whole batch.
+// Its context has no publisher's values, since each event may have others, and
+// Options.Middleware is not around it.
+func (b *Bus) SubscribeBatch(ctx context.Context, pattern string, h func(context.Context, []Event) error, o *SubscribeOptions) (*Subscription, error) {
+	return b.subscribe(ctx, pattern, &Subscription{batch: h}, o)
+}
+
+func (b *Bus) subscribe(ctx context.Context, pattern string, s *Subscription, o *SubscribeOptions) (*Subscription, error) {
 	fail := func(err error) (*Subscription, error) {
 		return nil, &Error{Op: "subscribe", Topic: pattern, Err: err}
 	}
 	if err := topic.CheckPattern(pattern); err != nil {
 		return fail(err)
 	}
-	if h == nil {
+	if s.handler == nil && s.batch == nil {
 		return fail(errors.New("the handler is nil"))
 	}
-	opts, err := o.withDefaults(b)
+	opts, err := o.withDefaults(b, s.batch != nil)
 	if err != nil {
 		return fail(err)
 	}
-	s := newSubscription(b, pattern, h, opts)
+	s.init(b, pattern, opts)
 	join, err := b.add(s)
 	if err != nil {
 		s.cancel()
@@ -77,12 +106,15 @@ func (b *Bus) Subscribe(ctx context.Context, pattern string, h Handler, o *Subsc
 	return s, nil
 }
 
-func newSubscription(b *Bus, pattern string, h Handler, o SubscribeOptions) *Subscription {
-	s := &Subscription{bus: b, pattern: pattern, handler: h, opts: o, done: make(chan struct{}),
-		key: feedKey{group: o.Group, pattern: pattern, durable: o.Durable}}
+func (s *Subscription) init(b *Bus, pattern string, o SubscribeOptions) {
+	s.bus, s.pattern, s.opts, s.done = b, pattern, o, make(chan struct{})
+	s.wild = topic.IsPattern(pattern)
+	s.key = feedKey{group: o.Group, pattern: pattern, durable: o.Durable}
+	runtime.Callers(3, s.place[:])
+	s.simple = o.Timeout == 0 && o.Retry.Attempts <= 1 && s.batch == nil
 	s.handlers, s.cancel = context.WithCancel(context.Background())
 	if o.Inline {
-		return s
+		return
 	}
 	n := 1
 	if o.Key != nil {
@@ -97,7 +129,6 @@ func newSubscription(b *Bus, pattern string, h Handler, o SubscribeOptions) *Sub
 		}
 		s.lanes = append(s.lanes, newQueue(bound))
 	}
-	return s
 }
 
 // maxInFlight bounds what a durable subscription holds: enough to keep its
@@ -110,137 +141,76 @@ func (s *Subscription) start() {
 		return
 	}
 	for i := range s.opts.Workers {
-		q := s.lanes[i%len(s.lanes)]
-		s.workers = append(s.workers, loop.Go(func(context.Context) { s.work(q) }))
+		s.workers = append(s.workers, s.newWorker(s.lanes[i%len(s.lanes)]))
 	}
 }
 
-// work is the goroutine of one worker.
-func (s *Subscription) work(q *queue) {
-	id := goid.ID()
-	s.bus.workers.Store(id, s)
-	defer s.bus.workers.Delete(id)
-	for {
-		it, ok := q.take()
-		if !ok {
-			return
-		}
-		if s.bursted.Load() && q.len() == 0 {
-			s.bursted.Store(false)
-		}
-		// A goroutine of its own only for the rest of a worker whose handler ended it
-		// with runtime.Goexit (t.FailNow is one): the queue must not lose its worker.
-		finished := false
-		func() {
-			defer func() {
-				if !finished {
-					<-loop.Go(func(context.Context) { s.abandoned(it); s.work(q) }).Done()
-				}
-			}()
-			s.handle(it)
-			finished = true
-		}()
-	}
+// Matches reports whether the subscription would get an event of this topic: by
+// its pattern, and by its Filter now.
+func (s *Subscription) Matches(name string) bool {
+	return topic.Check(name) == nil && isOwn(s.pattern) == isOwn(name) && topic.Match(s.pattern, name) && s.wants(name)
 }
 
-// abandoned settles an event whose handler ended its goroutine.
-func (s *Subscription) abandoned(it item) {
-	defer s.bus.work.done()
-	s.counts.running.Add(^uint64(0))
-	s.counts.failed.Add(1)
-	err := errors.New("the handler ended its goroutine (runtime.Goexit)")
-	s.bus.report(it.ctx, &Error{Op: "handle", Topic: it.event.Topic(), Accepted: true, Err: err})
-	if it.settle != nil {
-		s.settleDurable(it, err, it.event.Attempt())
-	}
-}
-
-// handle calls the handler until the event is handled, given up or handed back.
-func (s *Subscription) handle(it item) {
-	if s.opts.Durable && mutant.On("ack-before-handler") {
-		it.settle.Ack(s.settled(it))
-		it.settle = nil
-	}
-	attempt := max(it.event.attempt, 1)
-	for {
-		err := s.call(it.ctx, Event{it.event.r, attempt})
-		if it.settle != nil {
-			s.settleDurable(it, err, attempt)
-		}
-		if it.settle != nil || err == nil || !s.retryHere(err, attempt) {
-			s.bus.work.done()
-			return
-		}
-		attempt++
-	}
-}
-
-// retryHere waits before the next attempt of a local or live event; false when
-// there is none.
-func (s *Subscription) retryHere(err error, attempt int) bool {
-	var permanent *permanentError
-	if attempt >= s.opts.Retry.Attempts || errors.As(err, &permanent) {
-		return false
-	}
-	t := time.NewTimer(s.retryDelay(err, attempt))
-	defer t.Stop()
-	select {
-	case <-t.C:
+// wants asks the filter.
+func (s *Subscription) wants(name string) (yes bool) {
+	if s.opts.Filter == nil {
 		return true
-	case <-s.handlers.Done():
+	}
+	if err := protect(func() error { yes = s.opts.Filter(name); return nil }); err != nil {
+		s.bus.report(context.Background(), &Error{Op: "filter", Topic: name, Err: fmt.Errorf("%s: %w", s, err)})
 		return false
 	}
+	return yes
 }
 
-func (s *Subscription) retryDelay(err error, attempt int) time.Duration {
-	var after *retryAfterError
-	if errors.As(err, &after) {
-		return max(after.delay, 0)
-	}
-	return s.opts.Retry.delay(attempt)
+// String names it in logs and errors.
+func (s *Subscription) String() string {
+	return fmt.Sprintf("subscription %s of group %q", s.pattern, s.opts.Group)
 }
 
-// settleDurable tells the store what became of the event.
-func (s *Subscription) settleDurable(it item, err error, attempt int) {
-	var permanent *permanentError
-	switch {
-	case err == nil:
-		it.settle.Ack(s.settled(it))
-	case errors.As(err, &permanent) || (s.opts.Retry.Attempts > 0 && attempt >= s.opts.Retry.Attempts):
-		s.bus.opts.Logger.Error("event given up; it stays in the stream but is not delivered to this group again",
-			"topic", it.event.Topic(), "id", it.event.ID(), "group", s.opts.Group, "pattern", s.pattern, "attempts", attempt, "err", err)
-		it.settle.Term(err.Error())
-	default:
-		it.settle.Nak(s.retryDelay(err, attempt))
+// call runs the handler once.
+func (s *Subscription) call(ctx context.Context, e Event) error {
+	hctx := ctx
+	if !s.opts.Inline {
+		hctx = &handlerContext{s.handlers, ctx}
+	} else if s.opts.Filter != nil {
+		s.counts.inline.Add(1)
 	}
+	return s.invoke(hctx, e, func(ctx context.Context) error { return s.handler(ctx, e) })
 }
 
-// call runs the handler once; what goes wrong is counted and reported.
-func (s *Subscription) call(ctx context.Context, e Event) (err error) {
-	hctx := context.Context(&handlerContext{s.handlers, ctx})
-	if s.opts.Inline {
-		hctx = ctx
-	}
+// invoke runs user code once, with all that options ask for; what goes wrong is
+// counted and reported.
+func (s *Subscription) invoke(ctx context.Context, e Event, f func(context.Context) error) error {
 	if s.opts.Timeout > 0 {
 		var cancel context.CancelFunc
-		hctx, cancel = context.WithTimeout(hctx, s.opts.Timeout)
+		ctx, cancel = context.WithTimeout(ctx, s.opts.Timeout)
 		defer cancel()
 	}
-	s.counts.running.Add(1)
-	err = protect(func() error { return s.handler(hctx, e) })
-	s.counts.running.Add(^uint64(0))
-	if err == nil {
-		s.counts.handled.Add(1)
-		return nil
+	start := monotonic()
+	err := protect(func() error { return f(ctx) })
+	s.counts.latency.add(time.Duration(monotonic() - start))
+	if err != nil {
+		s.failed(ctx, e, err)
 	}
+	return err
+}
+
+// failed counts and reports what a handler did with one event.
+func (s *Subscription) failed(ctx context.Context, e Event, err error) {
 	s.counts.failed.Add(1)
+	if s.opts.Inline {
+		s.counts.unhandled.Add(1)
+		if s.bus.opts.Strict && !s.watcher {
+			return // it is the publisher's
+		}
+	}
 	var p *PanicError
 	if errors.As(err, &p) {
 		s.counts.panicked.Add(1)
 	}
-	s.bus.report(hctx, &Error{Op: "handle", Topic: e.Topic(), Accepted: true,
-		Err: fmt.Errorf("subscription %s of group %q: event %s, attempt %d: %w", s.pattern, s.opts.Group, e.ID(), e.Attempt(), err)})
-	return err
+	s.bus.report(ctx, &Error{Op: "handle", Topic: e.Topic(), Accepted: true,
+		Err: fmt.Errorf("%s: event %s, attempt %d: %w", s, e.ID(), e.Attempt(), err)})
 }
 
 // protect turns a panic of user code into an error. It runs it on the calling
@@ -252,19 +222,6 @@ func protect(f func() error) (err error) {
 		}
 	}()
 	return f()
-}
-
-// handlerContext has the publisher's values and the subscription's life.
-type handlerContext struct {
-	context.Context
-	values context.Context
-}
-
-func (c *handlerContext) Value(key any) any {
-	if v := c.Context.Value(key); v != nil {
-		return v // the life's own bookkeeping must be found first
-	}
-	return c.values.Value(key)
 }
 
 var laneSeed = maphash.MakeSeed()
@@ -281,55 +238,54 @@ func (s *Subscription) lane(e Event) *queue {
 	return s.lanes[maphash.String(laneSeed, key)%uint64(len(s.lanes))]
 }
 
-// deliver hands the event to the handler or to the queue. The error is for the
-// publisher: the event was not accepted.
-func (s *Subscription) deliver(ctx context.Context, e Event, settle adapter.Settler) error {
-	if s.opts.Inline {
-		_ = s.call(ctx, e) // reported by call; inline failures are not the publisher's
-		return nil
+// put hands an event to the queue. The error is for the publisher: the event was
+// not accepted.
+func (s *Subscription) put(q *queue, it item) error {
+	if s.opts.Overflow != DropOldest {
+		if res := q.offer(it); res == putOK {
+			return nil
+		} else if res == putClosed {
+			return s.putLate(it)
+		}
+		return s.putFull(q, it)
 	}
-	return s.put(s.lane(e), item{ctx, e, settle})
+	dropped, full, res := q.replaceOldest(it)
+	if full {
+		s.drop(q, dropped, "the queue is full: its oldest event is dropped")
+	}
+	if res == putClosed {
+		return s.putLate(it)
+	}
+	return nil
 }
 
-func (s *Subscription) put(q *queue, it item) error {
-	s.bus.work.add()
-	var res putResult
-	switch s.opts.Overflow {
-	case DropOldest:
-		dropped, full, r := q.replaceOldest(it)
-		if res = r; full {
-			s.drop(dropped, "the queue is full: its oldest event is dropped")
-			s.bus.work.done()
-		}
-	case Block:
-		timeout := s.opts.BlockTimeout
-		if res, _ = q.offer(it); res == putFull && s.insideOwnHandler() {
-			timeout = 0 // waiting for oneself helps nobody
-		}
-		if res == putFull && timeout > 0 {
-			res = q.putWait(it.ctx, it, timeout)
-		}
-	default:
-		res, _ = q.offer(it)
+// putLate: it has ended since the publisher looked; it is no subscriber any more.
+func (s *Subscription) putLate(it item) error {
+	switch {
+	case it.settle != nil:
+		it.settle.Nak(0)
+	case s.bus.state.Load() != stateOpen:
+		it.event.answered(ErrDraining)
+		return ErrDraining
 	}
-	if res == putOK {
-		return nil
-	}
-	s.bus.work.done()
-	if res == putClosed { // it has ended since the publisher looked: no subscriber any more
-		switch {
-		case it.settle != nil:
-			it.settle.Nak(0)
-		case s.bus.state.Load() != stateOpen:
-			return ErrDraining
+	it.event.answered(ErrClosed)
+	return nil
+}
+
+func (s *Subscription) putFull(q *queue, it item) error {
+	if s.opts.Overflow == Block && !s.insideOwnHandler() { // waiting for oneself helps nobody
+		switch q.putWait(it.ctx, it, s.opts.BlockTimeout) {
+		case putOK:
+			return nil
+		case putClosed:
+			return s.putLate(it)
 		}
-		return nil
 	}
-	s.drop(it, "the queue is full: the new event is dropped")
+	s.drop(q, it, "the queue is full: the new event is dropped")
 	if s.opts.Overflow == DropNewest {
 		return nil
 	}
-	return fmt.Errorf("%w: the queue of subscription %s (group %q) holds %d events", ErrOverflow, s.pattern, s.opts.Group, s.opts.Queue)
+	return fmt.Errorf("%w: the queue of %s holds %d events", ErrOverflow, s, s.opts.Queue)
 }
 
 func (s *Subscription) insideOwnHandler() bool {
@@ -338,23 +294,17 @@ func (s *Subscription) insideOwnHandler() bool {
 }
 
 // drop counts, and logs the first of a burst; the burst is over once the queue
-// has been seen with room.
-func (s *Subscription) drop(it item, why string) {
+// has been empty.
+func (s *Subscription) drop(q *queue, it item, why string) {
+	it.event.answered(fmt.Errorf("%w: %s", ErrOverflow, why))
 	if it.settle != nil {
 		it.settle.Nak(0)
 		return
 	}
 	n := s.counts.dropped.Add(1)
-	if s.bursted.CompareAndSwap(false, true) {
+	if q.bursted.CompareAndSwap(false, true) {
 		s.bus.opts.Logger.Warn("tidings: "+why, "topic", it.event.Topic(), "pattern", s.pattern,
 			"group", s.opts.Group, "queue", s.opts.Queue, "dropped_so_far", n)
-	}
-}
-
-// settled returns what is called once the store has confirmed.
-func (s *Subscription) settled(it item) func(error) {
-	return func(err error) {
-		s.bus.announce(topicSettled, Settled{Event: it.event, Pattern: s.pattern, Group: s.opts.Group, Err: err})
 	}
 }
 

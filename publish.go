@@ -1,0 +1,358 @@
+package tidings
+
+import (
+	"context"
+	"errors"
+	"runtime/debug"
+	"slices"
+
+	"github.com/tidings-go/tidings/adapter"
+)
+
+// PublishFunc publishes: what publishing middleware wraps.
+type PublishFunc func(ctx context.Context, topic string, payload any) error
+
+// Publish hands payload to everybody who listens to the topic, here and beyond.
+// It returns nil if and only if every route and queue has accepted the event; an
+// [*Error] says by Accepted whether anything has. What handlers return is not the
+// publisher's: it goes to Options.OnError.
+//
+// The payload is frozen from now on: local subscribers share it. ctx gives
+// handlers its values; cancelling it loses nothing that was accepted, but ends
+// waiting for a full queue or for the broker.
+func (b *Bus) Publish(ctx context.Context, topic string, payload any) error {
+	e, err := b.entry(topic)
+	if err != nil {
+		return &Error{Op: "publish", Topic: topic, Err: err}
+	}
+	if e.view.Load() == nil {
+		return nil
+	}
+	return e.publish(ctx, payload)
+}
+
+// PublishEvent publishes an event that there is already: one made by [NewEvent],
+// or one that a handler was given. It keeps its id, time, duration, error and
+// source, and goes where its topic is routed. Subscribers cannot tell it from the
+// first; those who must not handle an event twice know it by its id.
+func (b *Bus) PublishEvent(ctx context.Context, ev Event) error {
+	fail := func(err error) error { return &Error{Op: "publish", Topic: ev.Topic(), Err: err} }
+	if ev.e == nil && ev.r == nil {
+		return fail(errors.New("the event is the zero Event"))
+	}
+	e, err := b.entry(ev.Topic())
+	if err != nil {
+		return fail(err)
+	}
+	v := e.current()
+	switch {
+	case v == nil:
+		return nil
+	case v == closedView:
+		return fail(ErrClosed)
+	}
+	r := &record{bus: b, topic: e.topic, id: ev.ID(), source: ev.Source(), time: ev.Time(), err: ev.Err()}
+	if ev.r != nil {
+		r.msg, r.tags = ev.r.msg, ev.r.tags
+	}
+	if r.tags != nil {
+		ctx = WithTags(ctx, r.tags)
+	}
+	e.count.Add(1)
+	return e.send(ctx, v.publish, v.route(e.topic), Event{payload: ev.payload, r: r, dur: ev.Duration()})
+}
+
+// sampleEvery is how many events share the cost of measuring one.
+const sampleEvery = 128
+
+// publish is the way of most events; what needs more than a call or a queue takes
+// the slow one.
+func (e *entry) publish(ctx context.Context, payload any) error {
+	v := e.view.Load()
+	if v == nil {
+		return nil
+	}
+	if !v.fast {
+		return e.publishSlow(ctx, payload)
+	}
+	n := e.count.Add(1)
+	ev := Event{e: e, payload: payload, num: n << attemptBits}
+	if s := e.stamp.Load(); s != 0 {
+		ev.start = monotonic()
+		e.learn(s)
+	}
+	if len(v.queued) > 0 {
+		if err := v.enqueue(ctx, ev); err != nil {
+			v.run(ctx, ev)
+			return &Error{Op: "publish", Topic: e.topic, Accepted: len(v.inline) > 0 || len(v.queued) > 1, Err: err}
+		}
+		if len(v.inline) == 0 {
+			return nil
+		}
+	}
+	v.run(ctx, ev)
+	return nil
+}
+
+// learn counts down to where no time is taken any more.
+func (e *entry) learn(s int32) {
+	if s > 0 {
+		e.stamp.CompareAndSwap(s, s-1)
+	}
+}
+
+// run calls the inline handlers.
+func (v *view) run(ctx context.Context, ev Event) {
+	if (ev.num>>attemptBits)%sampleEvery == 0 {
+		for _, s := range v.inline {
+			_ = s.call(ctx, ev)
+		}
+		return
+	}
+	for i := 0; i < len(v.inline); {
+		i = runFrom(ctx, v.inline, i, ev)
+	}
+}
+
+// runFrom calls handlers from the i-th on until one panics, and returns where to
+// go on: one guard for all costs a third of one for each.
+func runFrom(ctx context.Context, subs []*Subscription, i int, ev Event) (next int) {
+	finished := false
+	defer func() {
+		if finished {
+			return
+		}
+		next = i + 1
+		if p := recover(); p != nil {
+			subs[i].failed(ctx, ev, &PanicError{Value: p, Stack: debug.Stack()})
+			return
+		}
+		// runtime.Goexit ends this goroutine, but not before the others had the event.
+		subs[i].failed(ctx, ev, errGoexitHandler)
+		for next < len(subs) {
+			next = runFrom(ctx, subs, next, ev)
+		}
+	}()
+	for ; i < len(subs); i++ {
+		if err := subs[i].handler(ctx, ev); err != nil {
+			subs[i].failed(ctx, ev, err)
+		}
+	}
+	finished = true
+	return i
+}
+
+func (v *view) enqueue(ctx context.Context, ev Event) error {
+	if len(v.queued) == 1 {
+		return v.queued[0].put(v.queued[0].lane(ev), item{ctx, ev, nil})
+	}
+	var errs []error
+	for _, s := range v.queued {
+		if err := s.put(s.lane(ev), item{ctx, ev, nil}); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (e *entry) publishSlow(ctx context.Context, payload any) error {
+	switch v := e.current(); {
+	case v == nil:
+		return nil
+	case v == closedView:
+		return &Error{Op: "publish", Topic: e.topic, Err: ErrClosed}
+	case v.fast:
+		return e.publish(ctx, payload)
+	case v.around:
+		return e.bus.around(ctx, e.topic, payload)
+	default:
+		return e.publishNow(ctx, v, payload)
+	}
+}
+
+// publishInside is what publishing middleware calls in the end.
+func (b *Bus) publishInside(ctx context.Context, topic string, payload any) error {
+	e, err := b.entry(topic)
+	if err != nil {
+		return &Error{Op: "publish", Topic: topic, Err: err}
+	}
+	switch v := e.current(); v {
+	case nil:
+		return nil
+	case closedView:
+		return &Error{Op: "publish", Topic: topic, Err: ErrClosed}
+	default:
+		return e.publishNow(ctx, v, payload)
+	}
+}
+
+func (e *entry) publishNow(ctx context.Context, v *view, payload any) error {
+	r := v.route(e.topic)
+	if r.nobody() && v.publish == 0 {
+		return nil
+	}
+	return e.send(ctx, v.publish, r, e.newEvent(payload))
+}
+
+// newEvent is for the slow way: it has a number and its time.
+func (e *entry) newEvent(payload any) Event {
+	return Event{e: e, payload: payload, num: e.count.Add(1) << attemptBits, start: monotonic()}
+}
+
+// route is who gets one event here.
+type route struct{ inline, queued []*Subscription }
+
+func (v *view) route(topic string) route {
+	inline, queued := v.pick(topic)
+	return route{inline, queued}
+}
+
+func (r route) nobody() bool { return len(r.inline)+len(r.queued) == 0 }
+
+// send hands an event to the transport first, then to those of this process. The
+// queues come before the inline handlers, so that no handler waits for another
+// and a gate is held while no handler runs.
+func (e *entry) send(ctx context.Context, class adapter.Class, to route, ev Event) error {
+	b := e.bus
+	fail := func(accepted bool, err error) error {
+		return &Error{Op: "publish", Topic: e.topic, Accepted: accepted, Err: err}
+	}
+	if err := b.admit(); err != nil {
+		return fail(false, err)
+	}
+	local := ev
+	var m *adapter.Message
+	if class != 0 || (b.opts.AlwaysEncode && !isOwn(e.topic)) {
+		var err error
+		if m, err = ev.wire(ctx, b); err != nil {
+			return fail(false, err)
+		}
+		if b.opts.AlwaysEncode {
+			local = b.encoded(ev, m)
+		}
+	}
+	puts := targets(to.queued, local)
+	if class != 0 {
+		puts = takeLocals(puts, to.inline, m)
+		err := b.transport().Publish(ctx, m, class)
+		if err != nil {
+			for _, t := range puts {
+				t.sub.gate.leave()
+			}
+			return fail(false, err)
+		}
+	}
+	accepted, errs := class != 0 || len(to.inline) > 0, []error(nil)
+	for _, t := range puts {
+		if err := t.sub.put(t.queue, item{ctx, local, nil}); err != nil {
+			errs = append(errs, err)
+		} else {
+			accepted = true
+		}
+		if class != 0 {
+			t.sub.gate.leave()
+		}
+	}
+	for _, s := range to.inline {
+		if err := s.call(ctx, local); err != nil && b.opts.Strict {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fail(accepted, join(errs))
+}
+
+// join is errors.Join but for a single error, which stays itself.
+func join(errs []error) error {
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}
+
+// wire is the event's message: the one it came in, if it did.
+func (ev Event) wire(ctx context.Context, b *Bus) (*adapter.Message, error) {
+	if ev.r == nil || ev.r.msg == nil {
+		return ev.message(ctx, b.opts.Codec)
+	}
+	m := *ev.r.msg
+	m.Served = nil
+	return &m, nil
+}
+
+// encoded is the event as a remote subscriber would get it.
+func (b *Bus) encoded(ev Event, m *adapter.Message) Event {
+	out := b.received(m, ev.Attempt())
+	out.e, out.num, out.start = ev.e, ev.num, ev.start
+	if ev.r != nil {
+		out.r.req = ev.r.req
+	}
+	return out
+}
+
+// target is the queue that one event goes to: found before any gate is entered,
+// since it takes the user's Key.
+type target struct {
+	sub   *Subscription
+	queue *queue
+}
+
+func targets(subs []*Subscription, ev Event) []target {
+	out := make([]target, len(subs))
+	for i, s := range subs {
+		out[i] = target{s, s.lane(ev)}
+	}
+	return out
+}
+
+// takeLocals notes on the message which groups this process serves itself. A
+// subscription that is about to end leaves the event to others of its group.
+func takeLocals(queued []target, inline []*Subscription, m *adapter.Message) []target {
+	served := func(s *Subscription) {
+		if key := s.key.served(); s.key.group != "" && !s.watcher && !slices.Contains(m.Served, key) {
+			m.Served = append(m.Served, key)
+		}
+	}
+	queued = slices.DeleteFunc(queued, func(t target) bool { return !t.sub.gate.enter() })
+	for _, t := range queued {
+		served(t.sub)
+	}
+	for _, s := range inline {
+		served(s)
+	}
+	return queued
+}
+
+// admit refuses events once the bus ends; handlers may publish until it has
+// drained.
+func (b *Bus) admit() error {
+	switch b.state.Load() {
+	case stateClosed:
+		return ErrClosed
+	case stateDraining:
+		if !b.insideHandler() {
+			return ErrDraining
+		}
+	}
+	return nil
+}
+
+// Listening reports whether publishing to the topic would reach anybody here or
+// leave the process: ask before building an expensive payload.
+func (b *Bus) Listening(topic string) bool {
+	e, err := b.entry(topic)
+	if err != nil {
+		return false
+	}
+	v := e.current()
+	if v == nil || v == closedView {
+		return false
+	}
+	if v.publish != 0 || v.instr != 0 {
+		return true
+	}
+	r := v.route(topic)
+	return len(r.inline)+len(r.queued) > v.watchers
+}

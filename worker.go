@@ -1,0 +1,268 @@
+package tidings
+
+import (
+	"context"
+	"errors"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/tidings-go/tidings/internal/goid"
+	"github.com/tidings-go/tidings/internal/loop"
+	"github.com/tidings-go/tidings/internal/mutant"
+)
+
+// worker is the goroutine that runs handlers of one lane, one at a time.
+type worker struct {
+	sub    *Subscription
+	queue  *queue
+	loop   *loop.Loop
+	limit  int           // events taken at once
+	linger time.Duration // how long to wait for so many; of batch handlers
+
+	goroutine atomic.Uint64
+	begun     atomic.Uint64 // events handed to the handler, ever
+	paused    atomic.Bool   // it waits to try again: nothing hangs
+
+	// Changed under queue.mu, by the worker, between batches.
+	batch []item
+	taken uint64
+	busy  bool
+
+	next  int // of batch; the worker's own
+	watch watched
+}
+
+// maxBatch is where taking more at a time gained nothing any more.
+const maxBatch = 64
+
+func (s *Subscription) newWorker(q *queue) *worker {
+	w := &worker{sub: s, queue: q, limit: 1}
+	switch {
+	case s.batch != nil:
+		w.limit, w.linger = s.opts.BatchSize, s.opts.BatchWait
+	case s.opts.Durable, len(s.lanes) < s.opts.Workers:
+		// What one worker has in hand no other can take.
+	default:
+		w.limit = max(min(maxBatch, q.bound/16), 1)
+	}
+	w.loop = loop.Go(func(context.Context) { w.run() })
+	return w
+}
+
+func (w *worker) run() {
+	id := goid.ID()
+	w.goroutine.Store(id)
+	w.sub.bus.workers.Store(id, w.sub)
+	defer w.sub.bus.workers.Delete(id)
+	// A handler may end its goroutine with runtime.Goexit (t.FailNow is one): the
+	// queue must not lose its worker.
+	finished := false
+	defer func() {
+		if !finished {
+			<-loop.Go(func(context.Context) { w.abandoned(); w.run() }).Done()
+		}
+	}()
+	for w.next < len(w.batch) || w.take() {
+		w.handleSome()
+	}
+	finished = true
+}
+
+func (w *worker) take() bool {
+	w.next = 0
+	if !w.queue.take(w) {
+		return false
+	}
+	w.sub.bus.hung.wake()
+	return true
+}
+
+// handleSome works on the batch until its end, or until a handler panics.
+func (w *worker) handleSome() {
+	if w.sub.batch != nil {
+		w.handleBatch()
+		return
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			w.panicked(p)
+		}
+	}()
+	s := w.sub
+	for ; w.next < len(w.batch); w.next++ {
+		if w.queue.cleared.Load() {
+			w.dropRest()
+			return
+		}
+		n := w.begun.Add(1)
+		it := &w.batch[w.next]
+		if !s.simple || n%sampleEvery == 0 || it.event.r != nil || it.settle != nil {
+			s.handle(w, *it)
+			continue
+		}
+		ctx := s.handlers
+		if it.ctx != context.Background() {
+			ctx = &handlerContext{s.handlers, it.ctx}
+		}
+		if err := s.handler(ctx, it.event); err != nil {
+			s.failed(ctx, it.event, err)
+			s.counts.unhandled.Add(1)
+		}
+	}
+}
+
+// panicked is what is left to do of the simple way through handleSome.
+func (w *worker) panicked(p any) {
+	it := w.batch[w.next]
+	w.next++
+	w.sub.failed(it.ctx, it.event, &PanicError{Value: p, Stack: debug.Stack()})
+	w.sub.counts.unhandled.Add(1)
+}
+
+// abandoned settles the event whose handler ended its goroutine.
+func (w *worker) abandoned() {
+	s := w.sub
+	its := w.batch[w.next:]
+	if s.batch == nil {
+		its = its[:1]
+	}
+	w.next += len(its)
+	for _, it := range its {
+		s.failed(it.ctx, it.event, errGoexitHandler)
+		s.finished(it, errGoexitHandler, it.event.Attempt())
+	}
+}
+
+// dropRest gives up what the worker has in hand.
+func (w *worker) dropRest() {
+	for ; w.next < len(w.batch); w.next++ {
+		w.begun.Add(1)
+		w.sub.counts.unhandled.Add(1)
+		w.sub.drop(w.queue, w.batch[w.next], "the subscription has ended")
+	}
+}
+
+// inHand counts the events that the worker has taken and not begun, and whether
+// it runs a handler.
+func (w *worker) inHand() (waiting int, running bool) {
+	w.queue.mu.Lock()
+	defer w.queue.mu.Unlock()
+	return int(w.taken - w.begun.Load()), w.busy
+}
+
+// handle calls the handler until the event is handled, given up or handed back.
+func (s *Subscription) handle(w *worker, it item) {
+	if s.opts.Durable && it.settle != nil && mutant.On("ack-before-handler") {
+		it.settle.Ack(s.settled(it))
+		it.settle = nil
+	}
+	for attempt := it.event.Attempt(); ; attempt++ {
+		err := s.call(it.ctx, it.event.withAttempt(attempt))
+		if it.settle != nil || err == nil || !s.retryHere(w, err, attempt) {
+			s.finished(it, err, attempt)
+			return
+		}
+	}
+}
+
+// finished tells whoever has to know what became of an event.
+func (s *Subscription) finished(it item, err error, attempt int) {
+	if err != nil {
+		s.counts.unhandled.Add(1)
+	}
+	if it.settle != nil {
+		s.settleDurable(it, err, attempt)
+	}
+	it.event.answered(err)
+}
+
+// handleBatch is handle for a batch handler: what holds for an event holds for
+// all of the batch.
+func (w *worker) handleBatch() {
+	if w.queue.cleared.Load() {
+		w.dropRest()
+		return
+	}
+	w.begun.Add(uint64(len(w.batch)))
+	events := make([]Event, len(w.batch))
+	for i, it := range w.batch {
+		events[i] = it.event
+	}
+	for attempt := events[0].Attempt(); ; attempt++ {
+		for i := range events {
+			events[i] = events[i].withAttempt(attempt)
+		}
+		err := w.sub.invoke(w.sub.handlers, events[0], func(ctx context.Context) error { return w.sub.batch(ctx, events) })
+		if w.batch[0].settle == nil && err != nil && w.sub.retryHere(w, err, attempt) {
+			continue
+		}
+		for _, it := range w.batch {
+			w.sub.finished(it, err, attempt)
+		}
+		w.next = len(w.batch)
+		return
+	}
+}
+
+// retryHere waits before the next attempt of a local or live event; false when
+// there is none.
+func (s *Subscription) retryHere(w *worker, err error, attempt int) bool {
+	var permanent *permanentError
+	if attempt >= s.opts.Retry.Attempts || errors.As(err, &permanent) {
+		return false
+	}
+	w.paused.Store(true)
+	defer w.paused.Store(false)
+	t := time.NewTimer(s.retryDelay(err, attempt))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.handlers.Done():
+		return false
+	}
+}
+
+func (s *Subscription) retryDelay(err error, attempt int) time.Duration {
+	var after *retryAfterError
+	if errors.As(err, &after) {
+		return max(after.delay, 0)
+	}
+	return s.opts.Retry.delay(attempt)
+}
+
+// settleDurable tells the store what became of the event.
+func (s *Subscription) settleDurable(it item, err error, attempt int) {
+	var permanent *permanentError
+	switch {
+	case err == nil:
+		it.settle.Ack(s.settled(it))
+	case errors.As(err, &permanent) || (s.opts.Retry.Attempts > 0 && attempt >= s.opts.Retry.Attempts):
+		s.bus.opts.Logger.Error("event given up; it stays in the stream but is not delivered to this group again",
+			"topic", it.event.Topic(), "id", it.event.ID(), "group", s.opts.Group, "pattern", s.pattern, "attempts", attempt, "err", err)
+		it.settle.Term(err.Error())
+	default:
+		it.settle.Nak(s.retryDelay(err, attempt))
+	}
+}
+
+// settled returns what is called once the store has confirmed.
+func (s *Subscription) settled(it item) func(error) {
+	return func(err error) {
+		s.bus.announce(topicSettled, Settled{Event: it.event, Pattern: s.pattern, Group: s.opts.Group, Err: err})
+	}
+}
+
+// handlerContext has the publisher's values and the subscription's life.
+type handlerContext struct {
+	context.Context
+	values context.Context
+}
+
+func (c *handlerContext) Value(key any) any {
+	if v := c.Context.Value(key); v != nil {
+		return v // the life's own bookkeeping must be found first
+	}
+	return c.values.Value(key)
+}
