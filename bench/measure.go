@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"time"
@@ -39,11 +40,21 @@ type rig struct {
 	// op does n operations and returns when all of their deliveries have happened;
 	// if they have not, or not once, that is an error.
 	op func(n int) error
+	// around surrounds calibrating, and each slice, with what is not to be timed
+	// itself; nil: nothing.
+	around func(run func() error) error
 	// close ends the rig's goroutines; nil: it has none.
 	close func() error
 	notes []string
 	// noisy: allocations of other goroutines go by while it runs.
 	noisy bool
+}
+
+func (r *rig) during(run func() error) error {
+	if r.around == nil {
+		return run()
+	}
+	return r.around(run)
 }
 
 // A sample is one slice of one candidate, per operation.
@@ -88,26 +99,37 @@ func (e *candidateError) in(r row) error {
 
 // calibrate finds how many operations fill a slice.
 func calibrate(r *rig, slice time.Duration, fixed int) (int, error) {
-	if fixed > 0 {
-		return fixed, r.op(fixed)
-	}
-	for n := 1; ; n *= 4 {
+	n := max(1, fixed)
+	err := r.during(func() error {
+		if fixed > 0 {
+			return r.op(fixed)
+		}
+		for ; ; n *= 4 {
+			took, err := shortest(r, n)
+			if err != nil {
+				return err
+			}
+			if took >= slice/16 || n >= 1<<30 {
+				n = max(1, int(float64(n)*float64(slice)/float64(took)))
+				return nil
+			}
+		}
+	})
+	return n, err
+}
+
+// shortest is the best of a few tries: a machine that was elsewhere for a moment
+// must not decide how many operations make a slice.
+func shortest(r *rig, n int) (time.Duration, error) {
+	least := time.Duration(math.MaxInt64)
+	for range 3 {
 		start := time.Now()
 		if err := r.op(n); err != nil {
 			return 0, err
 		}
-		took := time.Since(start)
-		if took < slice/16 && n < 1<<30 {
-			continue
-		}
-		// Once more at about the right size: the first calls are slower.
-		n = max(1, int(float64(n)*float64(slice/4)/float64(took)))
-		start = time.Now()
-		if err := r.op(n); err != nil {
-			return 0, err
-		}
-		return max(1, int(float64(n)*float64(slice)/float64(time.Since(start)))), nil
+		least = min(least, time.Since(start))
 	}
+	return least, nil
 }
 
 // depths is how many stack depths the rounds go through.
@@ -117,7 +139,12 @@ const depths = 5
 func measure(r *rig, n, depth int) (s sample, err error) {
 	runtime.GC() // what the candidate before left behind is not this one's cost
 	<-loop.Go(func(context.Context) {
-		deeper(depth, func() { s, err = timed(r, n) })
+		deeper(depth, func() {
+			err = r.during(func() (err error) {
+				s, err = timed(r, n)
+				return err
+			})
+		})
 	}).Done()
 	return s, err
 }

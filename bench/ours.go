@@ -142,8 +142,7 @@ var watched = candidate{"tidings", ours, func() (*rig, error) {
 	if _, err := t.Subscribe(context.Background(), typedHandler(), inlineOptions); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	publish := inline(o, 1, publishTyped(t, o))
-	return &rig{noisy: true, close: b.Close, op: func(n int) error {
+	return &rig{noisy: true, close: b.Close, op: inline(o, 1, publishTyped(t, o)), around: func(run func() error) error {
 		reading := make(chan struct{})
 		reader := loop.Go(func(ctx context.Context) {
 			d := b.Debugger()
@@ -155,6 +154,6 @@ var watched = candidate{"tidings", ours, func() (*rig, error) {
 		})
 		defer reader.StopAndWait()
 		<-reading
-		return publish(n)
+		return run()
 	}}, nil
 }}

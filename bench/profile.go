@@ -52,10 +52,16 @@ func (r row) profile(c candidate, w io.Writer) (err error) {
 		return err
 	}
 	defer pprof.StopCPUProfile()
-	for start := time.Now(); time.Since(start) < profiled; {
-		if err := g.op(n); err != nil {
-			return err
+	err = g.during(func() error {
+		for start := time.Now(); time.Since(start) < profiled; {
+			if err := g.op(n); err != nil {
+				return err
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	_, err = fmt.Fprintf(w, "wrote %s: row %s, %s, GOMAXPROCS %d\n"+
 		"  go tool pprof -top %[1]s             where the time goes, by function\n"+
