@@ -134,7 +134,7 @@ func (s *Subscription) leftBehind(ctx context.Context) error {
 func (s *Subscription) dropQueued(why string) (n int) {
 	for _, q := range s.lanes {
 		for _, it := range q.clear() {
-			s.drop(q, it, why)
+			s.drop(q, it.event, why)
 			n++
 		}
 	}

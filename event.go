@@ -19,15 +19,14 @@ type Handler func(ctx context.Context, e Event) error
 // Event is one published or instrumented thing: a small value, the same for all
 // who get it. Its methods may be called concurrently, and at any time later.
 type Event struct {
-	// What an event that stays in the process needs, in as many words as a call
-	// passes in registers next to a context: handing one to a handler allocates
-	// nothing and leaves nothing to recycle.
-	e       *entry // topic and bus; nil for events from elsewhere
+	// In as many words as a call passes in registers, next to a context and a typed
+	// payload: handing one to a handler allocates nothing and leaves nothing to
+	// recycle.
+	r       *record // nil: the zero Event. Most events share the one of their topic
 	payload any
-	r       *record // what few events have
-	start   int64   // when, on the monotonic clock; 0: nobody asked for it
+	start   int64 // when, on the monotonic clock; 0: nobody asked for it
 	dur     time.Duration
-	num     uint64 // number of the event at its entry, then attemptBits of the attempt
+	num     uint64 // number of the event in its topic, then attemptBits of the attempt
 }
 
 const (
@@ -35,9 +34,10 @@ const (
 	attemptMask = 1<<attemptBits - 1
 )
 
-// record is what events from elsewhere, failed ones and requests have besides.
+// record is what an event has besides: its topic, and what few events have.
 type record struct {
-	bus    *Bus
+	bus    *Bus             // nil: a ready-made event
+	entry  *entry           // of events that were published here
 	topic  string           // of events without an entry
 	msg    *adapter.Message // of a remote event, or one that was encoded
 	id     string           // of a ready-made event, as are the next two
@@ -46,6 +46,7 @@ type record struct {
 	err    error
 	tags   map[string]any
 	req    *request
+	settle adapter.Settler // of a durable event
 }
 
 // EventFields are what [NewEvent] makes an event of; all but Topic may be left
@@ -80,42 +81,45 @@ func monotonic() int64 { return int64(time.Since(epoch)) }
 // ID is unique over all processes; duplicates are known by it. It is made when
 // it is asked for.
 func (e Event) ID() string {
-	switch {
-	case e.r != nil && e.r.msg != nil:
-		return e.r.msg.ID
-	case e.r != nil && e.r.id != "":
-		return e.r.id
-	case e.e != nil:
+	switch r := e.r; {
+	case r == nil:
+		return ""
+	case r.msg != nil:
+		return r.msg.ID
+	case r.entry != nil:
 		// The bus's own random part, then counters: unique without a system call for
 		// each. Options.Instance has no part in it: it may be the same after a restart.
-		return e.e.bus.idPrefix + strconv.FormatUint(e.e.number, 36) + "-" + strconv.FormatUint(e.num>>attemptBits, 36)
+		return r.bus.idPrefix + strconv.FormatUint(r.entry.number, 36) + "-" + strconv.FormatUint(e.num>>attemptBits, 36)
+	default:
+		return r.id
 	}
-	return ""
 }
 
 // Topic is what it was published as.
 func (e Event) Topic() string {
-	switch {
-	case e.e != nil:
-		return e.e.topic
-	case e.r != nil:
-		return e.r.topic
+	switch r := e.r; {
+	case r == nil:
+		return ""
+	case r.entry != nil:
+		return r.entry.topic
+	default:
+		return r.topic
 	}
-	return ""
 }
 
 // Source is //app/instance of the publisher, a URI reference as CloudEvents asks
 // for.
 func (e Event) Source() string {
-	switch {
-	case e.r != nil && e.r.msg != nil:
-		return e.r.msg.Source
-	case e.r != nil && e.r.source != "":
-		return e.r.source
-	case e.e != nil:
-		return e.e.bus.source
+	switch r := e.r; {
+	case r == nil:
+		return ""
+	case r.msg != nil:
+		return r.msg.Source
+	case r.entry != nil:
+		return r.bus.source
+	default:
+		return r.source
 	}
-	return ""
 }
 
 // Time is when the event was published, or when the instrumented block began. It
@@ -127,23 +131,25 @@ func (e Event) Source() string {
 // first to ask after that is told the time of asking; from then on it is exact
 // again, for good. Instrumented events are always exact.
 func (e Event) Time() time.Time {
-	if e.e != nil {
-		e.e.stamp.Store(stampAlways)
+	r := e.r
+	if r == nil {
+		return time.Time{}
+	}
+	if r.entry != nil && r.entry.stamp.Load() != stampAlways {
+		r.entry.stamp.Store(stampAlways)
 	}
 	switch {
-	case e.r != nil && e.r.msg != nil:
-		return e.r.msg.Time
+	case r.msg != nil:
+		return r.msg.Time
 	case e.start != 0:
 		// From today's wall clock, not from the one at the start of the process: they
 		// drift apart when the machine sleeps.
 		now := time.Now()
 		return now.Add(time.Duration(e.start) - now.Sub(epoch))
-	case e.r != nil:
-		return e.r.time
-	case e.e != nil:
+	case r.entry != nil:
 		return time.Now()
 	}
-	return time.Time{}
+	return r.time
 }
 
 // Duration is how long the instrumented block ran, by the monotonic clock; 0 for
@@ -200,10 +206,10 @@ func (e Event) withAttempt(n int) Event {
 // Decode fills what v points to: by assignment when the payload is local and of
 // that type, else through the codec. The same code works for both.
 func (e Event) Decode(v any) error {
-	if e.e == nil && e.r == nil {
+	if e.r == nil {
 		return errors.New("tidings: the zero Event has no payload")
 	}
-	if e.r != nil && e.r.msg != nil {
+	if e.r.msg != nil {
 		return e.codec().Decode(e.r.msg.Data, e.r.msg.ContentType, v)
 	}
 	dst := reflect.ValueOf(v)
@@ -239,13 +245,10 @@ func (e Event) Keep() Event { return e }
 func (e Event) String() string { return e.Topic() + " " + e.ID() }
 
 func (e Event) codec() Codec {
-	switch {
-	case e.e != nil:
-		return e.e.bus.opts.Codec
-	case e.r != nil && e.r.bus != nil:
-		return e.r.bus.opts.Codec
+	if e.r.bus == nil {
+		return jsonCodec{}
 	}
-	return jsonCodec{}
+	return e.r.bus.opts.Codec
 }
 
 // message is the event as it goes over the wire.

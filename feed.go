@@ -91,6 +91,7 @@ func (f *feed) deliver(d adapter.Delivery) {
 		return // the publishing process is of this group and took it itself
 	}
 	e, ctx := f.bus.received(&d.Message, d.Attempt), withHeader(context.Background(), &d.Message)
+	e.r.settle = d.Settle
 	f.bus.show(ctx, e)
 	subs := f.subscriptions()
 	if len(subs) == 0 && d.Settle != nil {
@@ -107,7 +108,7 @@ func (f *feed) deliver(d adapter.Delivery) {
 		default:
 			// Nobody is to be told: a drop was counted and logged, and a durable event
 			// that found no room went back.
-			_ = s.put(s.lane(e), item{ctx, e, d.Settle})
+			_ = s.put(s.lane(&e), ctx, &e)
 		}
 	}
 }

@@ -53,27 +53,25 @@ func (e *entry) instrument(ctx context.Context, payload any, fn func(context.Con
 }
 
 // time is Instrument when there is nobody but subscribers of this process.
-func (e *entry) time(ctx context.Context, v *view, payload any, fn func(context.Context) error) (err error) {
+func (e *entry) time(ctx context.Context, v *view, payload any, fn func(context.Context) error) error {
 	start, returned := monotonic(), false
 	defer func() {
 		if !returned {
-			ev := Event{e: e, payload: payload, start: start, dur: time.Duration(monotonic() - start)}
-			p := recover()
-			ev.r = &record{err: blockError(p)}
-			e.timed(ctx, v, ev)
-			if p != nil {
-				panic(p)
-			}
+			e.blockDied(ctx, v, payload, start, recover())
 		}
 	}()
-	err = fn(ctx)
+	err := fn(ctx)
 	returned = true
-	ev := Event{e: e, payload: payload, start: start, dur: time.Duration(monotonic() - start)}
-	if err != nil {
-		ev.r = &record{err: err}
-	}
-	e.timed(ctx, v, ev)
+	e.timed(ctx, v, payload, start, err)
 	return err
+}
+
+// blockDied publishes the event of a block that did not return, and panics again.
+func (e *entry) blockDied(ctx context.Context, v *view, payload any, start int64, p any) {
+	e.timed(ctx, v, payload, start, blockError(p))
+	if p != nil {
+		panic(p)
+	}
 }
 
 // blockError is the error of a block that did not return: of its panic, or of
@@ -85,18 +83,24 @@ func blockError(p any) error {
 	return &PanicError{Value: p, Stack: debug.Stack()}
 }
 
-func (e *entry) timed(ctx context.Context, v *view, ev Event) {
+func (e *entry) timed(ctx context.Context, v *view, payload any, start int64, err error) {
+	d := dispatch{ctx: ctx}
+	d.ev.dur = time.Duration(monotonic() - start)
+	d.ev.r, d.ev.payload, d.ev.start = &e.plain, payload, start
+	d.ev.num = e.count.Add(1) << attemptBits
+	if err != nil {
+		d.ev.r = &record{bus: e.bus, entry: e, err: err}
+	}
 	if e.bus.state.Load() != stateOpen {
-		e.finish(ctx, 0, route{v.inline, v.queued}, ev)
+		_ = e.finish(ctx, 0, route{v.inline, v.queued}, d.ev) // reported; a view that is fast is not strict
 		return
 	}
-	ev.num = e.count.Add(1) << attemptBits
 	if len(v.queued) > 0 {
-		if err := v.enqueue(ctx, ev); err != nil {
+		if err := v.enqueue(&d); err != nil {
 			e.bus.report(ctx, &Error{Op: "instrument", Topic: e.topic, Err: err})
 		}
 	}
-	v.run(ctx, ev)
+	v.run(&d)
 }
 
 func (e *entry) instrumentSlow(ctx context.Context, payload any, fn func(context.Context) error) (err error) {
@@ -210,7 +214,7 @@ func (s *Span) start(outer context.Context) context.Context {
 func (s *Span) end(err error) error {
 	s.event.dur = time.Duration(monotonic() - s.event.start)
 	if err != nil {
-		s.event.r = &record{err: err}
+		s.event.r = &record{bus: s.e.bus, entry: s.e, err: err}
 	}
 	return s.e.finish(s.ctx, s.class, s.to, s.event)
 }
@@ -258,7 +262,7 @@ func (b *Bus) announce(topic string, payload any) {
 	to, ev := v.route(topic), e.newEvent(payload)
 	b.background(func() {
 		for _, t := range targets(to.queued, ev) {
-			if err := t.sub.put(t.queue, item{context.Background(), ev, nil}); err != nil {
+			if err := t.sub.put(t.queue, context.Background(), &ev); err != nil {
 				b.report(context.Background(), &Error{Op: "publish", Topic: topic, Err: err})
 			}
 		}

@@ -37,7 +37,7 @@ func (b *Bus) Publish(ctx context.Context, topic string, payload any) error {
 // first; those who must not handle an event twice know it by its id.
 func (b *Bus) PublishEvent(ctx context.Context, ev Event) error {
 	fail := func(err error) error { return &Error{Op: "publish", Topic: ev.Topic(), Err: err} }
-	if ev.e == nil && ev.r == nil {
+	if ev.r == nil {
 		return fail(errors.New("the event is the zero Event"))
 	}
 	e, err := b.entry(ev.Topic())
@@ -51,10 +51,7 @@ func (b *Bus) PublishEvent(ctx context.Context, ev Event) error {
 	case v == closedView:
 		return fail(ErrClosed)
 	}
-	r := &record{bus: b, topic: e.topic, id: ev.ID(), source: ev.Source(), time: ev.Time(), err: ev.Err()}
-	if ev.r != nil {
-		r.msg, r.tags = ev.r.msg, ev.r.tags
-	}
+	r := &record{bus: b, topic: e.topic, id: ev.ID(), source: ev.Source(), time: ev.Time(), err: ev.Err(), msg: ev.r.msg, tags: ev.r.tags}
 	if r.tags != nil {
 		ctx = WithTags(ctx, r.tags)
 	}
@@ -75,23 +72,38 @@ func (e *entry) publish(ctx context.Context, payload any) error {
 	if !v.fast {
 		return e.publishSlow(ctx, payload)
 	}
-	n := e.count.Add(1)
-	ev := Event{e: e, payload: payload, num: n << attemptBits}
+	d := dispatch{ctx: ctx}
+	e.fill(&d.ev, payload)
+	if len(v.queued) > 0 {
+		if err := v.enqueue(&d); err != nil {
+			v.run(&d)
+			return &Error{Op: "publish", Topic: e.topic, Accepted: len(v.inline) > 0 || len(v.queued) > 1, Err: err}
+		}
+	}
+	v.run(&d)
+	return nil
+}
+
+// dispatch is one event on its way to the handlers of this process. It lives on
+// the stack of who publishes, and is passed by reference: copying a value that was
+// just written costs more than all the rest.
+type dispatch struct {
+	ctx      context.Context
+	ev       Event
+	next     int // of the inline handlers
+	finished bool
+}
+
+// fill makes an event with its number, and with its time only if somebody asks
+// for times.
+func (e *entry) fill(ev *Event, payload any) {
+	ev.r = &e.plain
+	ev.payload = payload
+	ev.num = e.count.Add(1) << attemptBits
 	if s := e.stamp.Load(); s != 0 {
 		ev.start = monotonic()
 		e.learn(s)
 	}
-	if len(v.queued) > 0 {
-		if err := v.enqueue(ctx, ev); err != nil {
-			v.run(ctx, ev)
-			return &Error{Op: "publish", Topic: e.topic, Accepted: len(v.inline) > 0 || len(v.queued) > 1, Err: err}
-		}
-		if len(v.inline) == 0 {
-			return nil
-		}
-	}
-	v.run(ctx, ev)
-	return nil
 }
 
 // learn counts down to where no time is taken any more.
@@ -102,57 +114,62 @@ func (e *entry) learn(s int32) {
 }
 
 // run calls the inline handlers.
-func (v *view) run(ctx context.Context, ev Event) {
-	if (ev.num>>attemptBits)%sampleEvery == 0 {
+func (v *view) run(d *dispatch) {
+	if (d.ev.num>>attemptBits)%sampleEvery == 0 {
 		for _, s := range v.inline {
-			_ = s.call(ctx, ev)
+			_ = s.call(d.ctx, d.ev)
 		}
 		return
 	}
-	for i := 0; i < len(v.inline); {
-		i = runFrom(ctx, v.inline, i, ev)
+	for d.next < len(v.inline) {
+		v.runOn(d)
 	}
 }
 
-// runFrom calls handlers from the i-th on until one panics, and returns where to
-// go on: one guard for all costs a third of one for each.
-func runFrom(ctx context.Context, subs []*Subscription, i int, ev Event) (next int) {
-	finished := false
+// runOn calls handlers until one panics: one guard for all costs a third of one
+// for each.
+func (v *view) runOn(d *dispatch) {
+	d.finished = false
 	defer func() {
-		if finished {
-			return
-		}
-		next = i + 1
-		if p := recover(); p != nil {
-			subs[i].failed(ctx, ev, &PanicError{Value: p, Stack: debug.Stack()})
-			return
-		}
-		// runtime.Goexit ends this goroutine, but not before the others had the event.
-		subs[i].failed(ctx, ev, errGoexitHandler)
-		for next < len(subs) {
-			next = runFrom(ctx, subs, next, ev)
+		if !d.finished {
+			v.unfinished(d, recover())
 		}
 	}()
-	for ; i < len(subs); i++ {
-		if err := subs[i].handler(ctx, ev); err != nil {
-			subs[i].failed(ctx, ev, err)
+	subs, ev := v.inline, d.ev
+	for i := d.next; i < len(subs); i++ {
+		d.next = i
+		if err := subs[i].handler(d.ctx, ev); err != nil {
+			subs[i].failed(d.ctx, d.ev, err)
 		}
 	}
-	finished = true
-	return i
+	d.next, d.finished = len(subs), true
 }
 
-func (v *view) enqueue(ctx context.Context, ev Event) error {
-	if len(v.queued) == 1 {
-		return v.queued[0].put(v.queued[0].lane(ev), item{ctx, ev, nil})
+// unfinished is what is left to do when a handler does not return.
+func (v *view) unfinished(d *dispatch, p any) {
+	s := v.inline[d.next]
+	d.next++
+	var err error = errGoexitHandler // runtime.Goexit ends this goroutine, but not before the others had the event
+	if p != nil {
+		err = &PanicError{Value: p, Stack: debug.Stack()}
 	}
+	s.failed(d.ctx, d.ev, err)
+	for d.next < len(v.inline) {
+		v.runOn(d)
+	}
+}
+
+func (v *view) enqueue(d *dispatch) error {
 	var errs []error
 	for _, s := range v.queued {
-		if err := s.put(s.lane(ev), item{ctx, ev, nil}); err != nil {
+		if err := s.put(s.lane(&d.ev), d.ctx, &d.ev); err != nil {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	if errs == nil {
+		return nil
+	}
+	return join(errs)
 }
 
 func (e *entry) publishSlow(ctx context.Context, payload any) error {
@@ -196,7 +213,7 @@ func (e *entry) publishNow(ctx context.Context, v *view, payload any) error {
 
 // newEvent is for the slow way: it has a number and its time.
 func (e *entry) newEvent(payload any) Event {
-	return Event{e: e, payload: payload, num: e.count.Add(1) << attemptBits, start: monotonic()}
+	return Event{r: &e.plain, payload: payload, num: e.count.Add(1) << attemptBits, start: monotonic()}
 }
 
 // route is who gets one event here.
@@ -244,7 +261,7 @@ func (e *entry) send(ctx context.Context, class adapter.Class, to route, ev Even
 	}
 	accepted, errs := class != 0 || len(to.inline) > 0, []error(nil)
 	for _, t := range puts {
-		if err := t.sub.put(t.queue, item{ctx, local, nil}); err != nil {
+		if err := t.sub.put(t.queue, ctx, &local); err != nil {
 			errs = append(errs, err)
 		} else {
 			accepted = true
@@ -274,7 +291,7 @@ func join(errs []error) error {
 
 // wire is the event's message: the one it came in, if it did.
 func (ev Event) wire(ctx context.Context, b *Bus) (*adapter.Message, error) {
-	if ev.r == nil || ev.r.msg == nil {
+	if ev.r.msg == nil {
 		return ev.message(ctx, b.opts.Codec)
 	}
 	m := *ev.r.msg
@@ -285,10 +302,7 @@ func (ev Event) wire(ctx context.Context, b *Bus) (*adapter.Message, error) {
 // encoded is the event as a remote subscriber would get it.
 func (b *Bus) encoded(ev Event, m *adapter.Message) Event {
 	out := b.received(m, ev.Attempt())
-	out.e, out.num, out.start = ev.e, ev.num, ev.start
-	if ev.r != nil {
-		out.r.req = ev.r.req
-	}
+	out.r.entry, out.r.req, out.num, out.start = ev.r.entry, ev.r.req, ev.num, ev.start
 	return out
 }
 
@@ -302,7 +316,7 @@ type target struct {
 func targets(subs []*Subscription, ev Event) []target {
 	out := make([]target, len(subs))
 	for i, s := range subs {
-		out[i] = target{s, s.lane(ev)}
+		out[i] = target{s, s.lane(&ev)}
 	}
 	return out
 }

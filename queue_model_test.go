@@ -22,7 +22,7 @@ func TestQueueAgainstAModel(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"offer": func(t *rapid.T) {
 				it := mk()
-				res := q.offer(it)
+				res := q.offer(it.ctx, &it.event)
 				want := putOK
 				switch {
 				case closed:
@@ -38,7 +38,7 @@ func TestQueueAgainstAModel(t *testing.T) {
 			},
 			"replaceOldest": func(t *rapid.T) {
 				it := mk()
-				dropped, full, res := q.replaceOldest(it)
+				dropped, full, res := q.replaceOldest(it.ctx, &it.event)
 				if closed != (res == putClosed) {
 					t.Fatalf("replaceOldest: %v on a queue closed %v", res, closed)
 				}
@@ -57,8 +57,8 @@ func TestQueueAgainstAModel(t *testing.T) {
 				if len(model) == 0 && !closed {
 					t.Skip("would wait")
 				}
-				w := &worker{limit: rapid.IntRange(1, 8).Draw(t, "limit")}
-				if ok := q.take(w); ok != (len(model) > 0) || len(w.batch) != min(w.limit, len(model)) {
+				w := &worker{limit: rapid.IntRange(1, 8).Draw(t, "limit"), alone: rapid.Bool().Draw(t, "alone")}
+				if ok := q.take(w); ok != (len(model) > 0) || len(w.batch) > min(w.limit, len(model)) || (ok && len(w.batch) == 0) {
 					t.Fatalf("take: %v %d of %v", ok, len(w.batch), model)
 				}
 				for i, it := range w.batch {
@@ -99,10 +99,10 @@ func TestQueueAgainstAModel(t *testing.T) {
 
 func TestPutWaitObeysItsContext(t *testing.T) {
 	q := newQueue(1)
-	_ = q.offer(item{})
+	_ = q.offer(context.Background(), &Event{})
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()
-	if res := q.putWait(gone, item{}, 1<<40); res != putFull {
+	if res := q.putWait(gone, &Event{}, 1<<40); res != putFull {
 		t.Errorf("putWait: %v", res)
 	}
 }

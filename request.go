@@ -14,6 +14,7 @@ const requestTimeout = 5 * time.Second
 
 // request waits for the first answer to one event.
 type request struct {
+	entry   *entry
 	mu      sync.Mutex
 	open    int // handlers that may still answer
 	reply   Event
@@ -23,6 +24,12 @@ type request struct {
 }
 
 type requestKey struct{}
+
+// event is the answer, of the topic that was asked.
+func (rq *request) event(payload any) Event {
+	return Event{payload: payload, r: &record{bus: rq.entry.bus, id: nonce(), topic: rq.entry.topic,
+		source: rq.entry.bus.source, time: time.Now()}}
+}
 
 // Request publishes to the subscribers of this process and waits for the first
 // [Reply]. It fails with [ErrNoResponder] at once when nobody listens, and as soon
@@ -55,9 +62,9 @@ func (b *Bus) Request(ctx context.Context, topic string, payload any) (Event, er
 		ctx, cancel = context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
 	}
-	rq := &request{open: len(to.inline) + len(to.queued) + 1, done: make(chan struct{})}
+	rq := &request{entry: e, open: len(to.inline) + len(to.queued) + 1, done: make(chan struct{})}
 	ev := e.newEvent(payload)
-	ev.r = &record{bus: b, req: rq}
+	ev.r = &record{bus: b, entry: e, req: rq}
 	// What was not accepted answers with its error, as what was dropped later does.
 	err = e.send(context.WithValue(ctx, requestKey{}, rq), 0, to, ev)
 	rq.finished(err)
@@ -96,7 +103,7 @@ func Reply(ctx context.Context, payload any) error {
 	if rq.replied {
 		return &Error{Op: "reply", Err: errors.New("the request was answered before")}
 	}
-	rq.reply, rq.replied = Event{payload: payload, r: &record{}}, true
+	rq.reply, rq.replied = rq.event(payload), true
 	if rq.open > 0 {
 		close(rq.done)
 	}
@@ -135,7 +142,7 @@ func (rq *request) wait(ctx context.Context) (Event, error) {
 
 // answered tells the request of an event, if it is one, that a handler is done.
 func (e Event) answered(err error) {
-	if e.r != nil && e.r.req != nil {
+	if e.r.req != nil {
 		e.r.req.finished(err)
 	}
 }

@@ -23,6 +23,7 @@ type Subscription struct {
 	wild    bool  // the pattern has wildcards
 	order   int64 // among those of a topic; negative for Prepend
 	handler Handler
+	typed   any                                  // the handler as a typedHandler, when that is all there is
 	batch   func(context.Context, []Event) error // in place of handler
 	opts    SubscribeOptions
 	key     feedKey
@@ -61,13 +62,17 @@ type counters struct {
 // what is published from now on, anywhere; ctx bounds that wait. It may be called
 // from inside a handler; the new subscription does not see the event in hand.
 func (b *Bus) Subscribe(ctx context.Context, pattern string, h Handler, o *SubscribeOptions) (*Subscription, error) {
-	if h != nil && o != nil && (o.BatchSize != 0 || o.BatchWait != 0) {
+	return b.subscribeHandler(ctx, pattern, &Subscription{handler: h}, o)
+}
+
+func (b *Bus) subscribeHandler(ctx context.Context, pattern string, s *Subscription, o *SubscribeOptions) (*Subscription, error) {
+	if s.handler != nil && o != nil && (o.BatchSize != 0 || o.BatchWait != 0) {
 		return nil, &Error{Op: "subscribe", Topic: pattern, Err: errors.New("SubscribeOptions.BatchSize and BatchWait are for SubscribeBatch")}
 	}
-	for i := len(b.opts.Middleware) - 1; i >= 0 && h != nil; i-- {
-		h = b.opts.Middleware[i](h)
+	for i := len(b.opts.Middleware) - 1; i >= 0 && s.handler != nil; i-- {
+		s.handler = b.opts.Middleware[i](s.handler)
 	}
-	return b.subscribe(ctx, pattern, &Subscription{handler: h}, o)
+	return b.subscribe(ctx, pattern, s, o)
 }
 
 // SubscribeBatch is [Bus.Subscribe] for a handler of several events at once: up
@@ -111,7 +116,7 @@ func (s *Subscription) init(b *Bus, pattern string, o SubscribeOptions) {
 	s.wild = topic.IsPattern(pattern)
 	s.key = feedKey{group: o.Group, pattern: pattern, durable: o.Durable}
 	runtime.Callers(3, s.place[:])
-	s.simple = o.Timeout == 0 && o.Retry.Attempts <= 1 && s.batch == nil
+	s.simple = !o.Durable && o.Timeout == 0 && o.Retry.Attempts <= 1 && s.batch == nil
 	s.handlers, s.cancel = context.WithCancel(context.Background())
 	if o.Inline {
 		return
@@ -227,10 +232,14 @@ func protect(f func() error) (err error) {
 var laneSeed = maphash.MakeSeed()
 
 // lane picks the queue of an event: by key if there is one.
-func (s *Subscription) lane(e Event) *queue {
+func (s *Subscription) lane(e *Event) *queue {
 	if len(s.lanes) == 1 {
 		return s.lanes[0]
 	}
+	return s.keyLane(*e)
+}
+
+func (s *Subscription) keyLane(e Event) *queue {
 	var key string
 	if err := protect(func() error { key = s.opts.Key(e); return nil }); err != nil {
 		s.bus.report(context.Background(), &Error{Op: "key", Topic: e.Topic(), Err: err})
@@ -240,48 +249,56 @@ func (s *Subscription) lane(e Event) *queue {
 
 // put hands an event to the queue. The error is for the publisher: the event was
 // not accepted.
-func (s *Subscription) put(q *queue, it item) error {
+func (s *Subscription) put(q *queue, ctx context.Context, e *Event) error {
 	if s.opts.Overflow != DropOldest {
-		if res := q.offer(it); res == putOK {
+		switch q.offer(ctx, e) {
+		case putOK:
 			return nil
-		} else if res == putClosed {
-			return s.putLate(it)
+		case putClosed:
+			return s.putLate(*e)
+		default:
+			return s.putFull(q, ctx, *e)
 		}
-		return s.putFull(q, it)
 	}
-	dropped, full, res := q.replaceOldest(it)
+	dropped, full, res := q.replaceOldest(ctx, e)
 	if full {
-		s.drop(q, dropped, "the queue is full: its oldest event is dropped")
+		s.drop(q, dropped.event, "the queue is full: its oldest event is dropped")
 	}
 	if res == putClosed {
-		return s.putLate(it)
+		return s.putLate(*e)
 	}
 	return nil
 }
 
 // putLate: it has ended since the publisher looked; it is no subscriber any more.
-func (s *Subscription) putLate(it item) error {
+func (s *Subscription) putLate(e Event) error {
 	switch {
-	case it.settle != nil:
-		it.settle.Nak(0)
+	case e.r.settle != nil:
+		e.r.settle.Nak(0)
 	case s.bus.state.Load() != stateOpen:
-		it.event.answered(ErrDraining)
+		e.answered(ErrDraining)
 		return ErrDraining
 	}
-	it.event.answered(ErrClosed)
+	e.answered(ErrClosed)
 	return nil
 }
 
-func (s *Subscription) putFull(q *queue, it item) error {
-	if s.opts.Overflow == Block && !s.insideOwnHandler() { // waiting for oneself helps nobody
-		switch q.putWait(it.ctx, it, s.opts.BlockTimeout) {
-		case putOK:
+func (s *Subscription) putFull(q *queue, ctx context.Context, e Event) error {
+	if s.opts.Overflow == Block {
+		// Give the worker a chance before finding out who is asking.
+		if runtime.Gosched(); q.offer(ctx, &e) == putOK {
 			return nil
-		case putClosed:
-			return s.putLate(it)
+		}
+		if !s.insideOwnHandler() { // waiting for oneself helps nobody
+			switch q.putWait(ctx, &e, s.opts.BlockTimeout) {
+			case putOK:
+				return nil
+			case putClosed:
+				return s.putLate(e)
+			}
 		}
 	}
-	s.drop(q, it, "the queue is full: the new event is dropped")
+	s.drop(q, e, "the queue is full: the new event is dropped")
 	if s.opts.Overflow == DropNewest {
 		return nil
 	}
@@ -295,15 +312,15 @@ func (s *Subscription) insideOwnHandler() bool {
 
 // drop counts, and logs the first of a burst; the burst is over once the queue
 // has been empty.
-func (s *Subscription) drop(q *queue, it item, why string) {
-	it.event.answered(fmt.Errorf("%w: %s", ErrOverflow, why))
-	if it.settle != nil {
-		it.settle.Nak(0)
+func (s *Subscription) drop(q *queue, e Event, why string) {
+	e.answered(fmt.Errorf("%w: %s", ErrOverflow, why))
+	if e.r.settle != nil {
+		e.r.settle.Nak(0)
 		return
 	}
 	n := s.counts.dropped.Add(1)
 	if q.bursted.CompareAndSwap(false, true) {
-		s.bus.opts.Logger.Warn("tidings: "+why, "topic", it.event.Topic(), "pattern", s.pattern,
+		s.bus.opts.Logger.Warn("tidings: "+why, "topic", e.Topic(), "pattern", s.pattern,
 			"group", s.opts.Group, "queue", s.opts.Queue, "dropped_so_far", n)
 	}
 }

@@ -50,8 +50,8 @@ func Parent(ctx context.Context, e Event) string {
 	switch {
 	case b == nil:
 		return ""
-	case b.event.e == e.e && b.event.num>>attemptBits == e.num>>attemptBits && e.e != nil:
-		return b.outer
+	case e.r != nil && e.r.entry != nil && e.r.entry == b.event.r.entry && e.num>>attemptBits == b.event.num>>attemptBits:
+		return b.outer // the block is e's own
 	}
 	return b.event.ID()
 }
@@ -65,7 +65,7 @@ const (
 // header is what ctx adds to the event on the wire.
 func (e Event) header(ctx context.Context) (map[string]string, error) {
 	tags, parent := Tags(ctx), Parent(ctx, e)
-	if e.r != nil && e.r.tags != nil {
+	if e.r.tags != nil {
 		tags = e.r.tags
 	}
 	if len(tags) == 0 && parent == "" {

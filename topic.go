@@ -3,6 +3,8 @@ package tidings
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
+	"time"
 
 	"github.com/tidings-go/tidings/internal/topic"
 )
@@ -10,7 +12,27 @@ import (
 // Topic is a topic whose payloads are all T, checked by the compiler. It is
 // resolved once: publishing looks nothing up, and costs one atomic load when
 // nobody listens. Copies are the same topic; the zero Topic is of no use.
-type Topic[T any] struct{ e *entry }
+type Topic[T any] struct {
+	e *entry // also in t; from here Publish is just small enough to be inlined
+	t *typedTopic[T]
+}
+
+// typedTopic gives payloads to typed handlers without unpacking them from an
+// interface.
+type typedTopic[T any] struct {
+	view atomic.Pointer[typedView[T]] // follows the view of the entry; nil as that is
+	send func(context.Context, T) error
+	e    *entry
+}
+
+// typedView is a view and its inline handlers, as they take T.
+type typedView[T any] struct {
+	*view
+	handlers []typedHandler[T]
+	direct   bool // there is nothing to do but to call them
+}
+
+type typedHandler[T any] = func(context.Context, Event, T) error
 
 // NewTopic makes a typed topic on the [Default] bus. It panics on a bad name, and
 // on a name that is taken with another type: both are mistakes in the program. It
@@ -35,14 +57,38 @@ func newTopic[T any](b *Bus, name string) Topic[T] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.makeEntry(name)
-	e.pinned = true
-	if e.typ == nil {
-		e.typ = (*T)(nil)
+	if e.typed == nil {
+		t := &typedTopic[T]{e: e}
+		t.send, e.typed = t.publisher(), t
+		e.typed.follow(e.view.Load())
 	}
-	if _, same := e.typ.(*T); !same {
-		panic(&Error{Op: "new topic", Topic: name, Err: fmt.Errorf("it is taken with the type %T, not %T", e.typ, (*T)(nil))})
+	t, same := e.typed.(*typedTopic[T])
+	if !same {
+		panic(&Error{Op: "new topic", Topic: name, Err: fmt.Errorf("it is taken with the type %s, not %T", e.typed.payload(), *new(T))})
 	}
-	return Topic[T]{e}
+	return Topic[T]{e, t}
+}
+
+// payload names T.
+func (t *typedTopic[T]) payload() string { return fmt.Sprintf("%T", *new(T)) }
+
+// follow takes over what has become of the entry's view. The bus's mu is held.
+func (t *typedTopic[T]) follow(v *view) {
+	if v == nil {
+		t.view.Store(nil)
+		return
+	}
+	tv := &typedView[T]{view: v}
+	if tv.direct = v.fast && len(v.queued) == 0; tv.direct {
+		for _, s := range v.inline {
+			h, ok := s.typed.(typedHandler[T])
+			if !ok {
+				h = func(ctx context.Context, e Event, _ T) error { return s.handler(ctx, e) }
+			}
+			tv.handlers = append(tv.handlers, h)
+		}
+	}
+	t.view.Store(tv)
 }
 
 // Publish is [Bus.Publish] with the payload's type checked. It inlines to one
@@ -51,7 +97,38 @@ func (t Topic[T]) Publish(ctx context.Context, v T) error {
 	if t.e.view.Load() == nil {
 		return nil
 	}
-	return t.e.publish(ctx, v)
+	return t.t.send(ctx, v)
+}
+
+// publisher is entry.publish for typed handlers. It is one piece, and a function
+// value, because each call less counts: one costs as much as a handler.
+func (t *typedTopic[T]) publisher() func(context.Context, T) error {
+	e := t.e
+	return func(ctx context.Context, v T) error {
+		tv := t.view.Load()
+		if tv == nil || !tv.direct || e.stamp.Load() != 0 {
+			return e.publish(ctx, v)
+		}
+		num := e.count.Add(1) << attemptBits
+		if num%(sampleEvery<<attemptBits) == 0 {
+			tv.run(&dispatch{ctx: ctx, ev: Event{r: &e.plain, payload: v, num: num}})
+			return nil
+		}
+		i, finished := 0, false
+		defer func() {
+			if !finished {
+				tv.unfinished(&dispatch{ctx: ctx, ev: Event{r: &e.plain, payload: v, num: num}, next: i}, recover())
+			}
+		}()
+		handlers, ev := tv.handlers, Event{r: &e.plain, payload: v, num: num}
+		for ; i < len(handlers); i++ {
+			if err := handlers[i](ctx, ev, v); err != nil {
+				tv.inline[i].failed(ctx, ev, err)
+			}
+		}
+		finished = true
+		return nil
+	}
 }
 
 // Instrument is [Bus.Instrument] with the payload's type checked.
@@ -59,21 +136,68 @@ func (t Topic[T]) Instrument(ctx context.Context, v T, fn func(context.Context) 
 	if t.e.view.Load() == nil && fn != nil {
 		return fn(ctx)
 	}
-	return t.e.instrument(ctx, v, fn)
+	return t.t.instrument(ctx, v, fn)
+}
+
+func (t *typedTopic[T]) instrument(ctx context.Context, v T, fn func(context.Context) error) error {
+	tv := t.view.Load()
+	if tv == nil || !tv.direct || fn == nil {
+		return t.e.instrument(ctx, v, fn)
+	}
+	return tv.time(ctx, t.e, v, fn)
+}
+
+// time is entry.time for typed handlers.
+func (tv *typedView[T]) time(ctx context.Context, e *entry, v T, fn func(context.Context) error) error {
+	start, returned := monotonic(), false
+	defer func() {
+		if !returned {
+			e.blockDied(ctx, tv.view, v, start, recover())
+		}
+	}()
+	err := fn(ctx)
+	returned = true
+	if err != nil || e.bus.state.Load() != stateOpen {
+		e.timed(ctx, tv.view, v, start, err)
+		return err
+	}
+	ev := Event{r: &e.plain, payload: v, start: start, dur: time.Duration(monotonic() - start), num: e.count.Add(1) << attemptBits}
+	if ev.num%(sampleEvery<<attemptBits) == 0 {
+		tv.run(&dispatch{ctx: ctx, ev: ev})
+		return nil
+	}
+	i, finished := 0, false
+	defer func() {
+		if !finished {
+			tv.unfinished(&dispatch{ctx: ctx, ev: ev, next: i}, recover())
+		}
+	}()
+	for handlers := tv.handlers; i < len(handlers); i++ {
+		if err := handlers[i](ctx, ev, v); err != nil {
+			tv.inline[i].failed(ctx, ev, err)
+		}
+	}
+	finished = true
+	return nil
 }
 
 // Subscribe is [Bus.Subscribe] to this topic. A remote payload that does not
 // decode into T is a handler error that no retry can mend.
 func (t Topic[T]) Subscribe(ctx context.Context, h func(context.Context, Event, T) error, o *SubscribeOptions) (*Subscription, error) {
+	b := t.e.bus
 	if h == nil {
-		return t.e.bus.Subscribe(ctx, t.e.topic, nil, o) // says what is wrong
+		return b.Subscribe(ctx, t.Name(), nil, o) // says what is wrong
 	}
-	return t.e.bus.Subscribe(ctx, t.e.topic, func(ctx context.Context, e Event) error {
-		if v, ok := e.payload.(T); ok && (e.r == nil || e.r.msg == nil) {
+	s := &Subscription{handler: func(ctx context.Context, e Event) error {
+		if v, ok := e.payload.(T); ok && e.r.msg == nil {
 			return h(ctx, e, v)
 		}
 		return decoded(ctx, e, h)
-	}, o)
+	}}
+	if len(b.opts.Middleware) == 0 {
+		s.typed = h
+	}
+	return b.subscribeHandler(ctx, t.Name(), s, o)
 }
 
 // decoded is apart from the way of local events, which would allocate for what

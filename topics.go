@@ -17,6 +17,7 @@ type entry struct {
 	bus    *Bus
 	topic  string
 	number uint64               // of this entry at its bus: the middle part of event ids
+	plain  record               // of all its events that need no other
 	view   atomic.Pointer[view] // nil: nobody listens, nothing to do
 
 	// Written by every publish that somebody listens to, so kept away from the line
@@ -27,9 +28,22 @@ type entry struct {
 	_     [48]byte
 
 	// Guarded by bus.mu.
-	pinned    bool // a typed topic holds it
 	forgotten bool
-	typ       any // *T of the typed topic
+	typed     typed // its typed topic, which keeps it from being forgotten; nil: none
+}
+
+// typed is a *typedTopic of any T.
+type typed interface {
+	follow(*view)
+	payload() string
+}
+
+// setView is called with bus.mu held.
+func (e *entry) setView(v *view) {
+	e.view.Store(v)
+	if e.typed != nil {
+		e.typed.follow(v)
+	}
 }
 
 const (
@@ -168,6 +182,7 @@ func (b *Bus) makeEntry(name string) *entry {
 	b.named++
 	b.entries++
 	e := &entry{bus: b, topic: strings.Clone(name), number: b.entries}
+	e.plain = record{bus: b, entry: e}
 	e.view.Store(staleView)
 	b.names.add(e)
 	b.refreshLocked(e)
@@ -178,7 +193,7 @@ func (b *Bus) makeEntry(name string) *entry {
 // makes them again. mu is held.
 func (b *Bus) forgetNamed() {
 	b.names.keep(func(e *entry) bool {
-		if e.pinned {
+		if e.typed != nil {
 			return true
 		}
 		e.forgotten = true
@@ -190,11 +205,12 @@ func (b *Bus) forgetNamed() {
 
 // unfresh takes an entry out of use until its view is made anew. mu is held.
 func (b *Bus) unfresh(e *entry) {
-	if v := e.view.Swap(staleView); v != nil && v != staleView {
+	if v := e.view.Load(); v != nil {
 		for _, s := range v.inline {
 			s.ran.unfollow(e)
 		}
 	}
+	e.setView(staleView)
 	b.fresh.remove(e.topic, e)
 }
 
@@ -229,7 +245,7 @@ func (b *Bus) refreshLocked(e *entry) *view {
 			}
 		}
 	}
-	e.view.Store(v)
+	e.setView(v)
 	b.fresh.insert(e.topic, e)
 	return v
 }

@@ -18,6 +18,7 @@ type worker struct {
 	queue  *queue
 	loop   *loop.Loop
 	limit  int           // events taken at once
+	alone  bool          // no other worker has this queue, and nothing is dropped from its head: no need to copy
 	linger time.Duration // how long to wait for so many; of batch handlers
 
 	goroutine atomic.Uint64
@@ -43,8 +44,12 @@ func (s *Subscription) newWorker(q *queue) *worker {
 		w.limit, w.linger = s.opts.BatchSize, s.opts.BatchWait
 	case s.opts.Durable, len(s.lanes) < s.opts.Workers:
 		// What one worker has in hand no other can take.
+	case s.opts.Overflow == DropOldest:
+		// What waits longest must be where it can be dropped.
 	default:
-		w.limit = max(min(maxBatch, q.bound/16), 1)
+		w.limit = min(maxBatch, q.bound/16)
+		w.alone = w.limit > 1
+		w.limit = max(w.limit, 1)
 	}
 	w.loop = loop.Go(func(context.Context) { w.run() })
 	return w
@@ -97,7 +102,7 @@ func (w *worker) handleSome() {
 		}
 		n := w.begun.Add(1)
 		it := &w.batch[w.next]
-		if !s.simple || n%sampleEvery == 0 || it.event.r != nil || it.settle != nil {
+		if !s.simple || n%sampleEvery == 0 || it.event.r.req != nil {
 			s.handle(w, *it)
 			continue
 		}
@@ -139,7 +144,7 @@ func (w *worker) dropRest() {
 	for ; w.next < len(w.batch); w.next++ {
 		w.begun.Add(1)
 		w.sub.counts.unhandled.Add(1)
-		w.sub.drop(w.queue, w.batch[w.next], "the subscription has ended")
+		w.sub.drop(w.queue, w.batch[w.next].event, "the subscription has ended")
 	}
 }
 
@@ -153,13 +158,13 @@ func (w *worker) inHand() (waiting int, running bool) {
 
 // handle calls the handler until the event is handled, given up or handed back.
 func (s *Subscription) handle(w *worker, it item) {
-	if s.opts.Durable && it.settle != nil && mutant.On("ack-before-handler") {
-		it.settle.Ack(s.settled(it))
-		it.settle = nil
+	if s.opts.Durable && it.event.r.settle != nil && mutant.On("ack-before-handler") {
+		it.event.r.settle.Ack(s.settled(it))
+		it.event.r.settle = nil
 	}
 	for attempt := it.event.Attempt(); ; attempt++ {
 		err := s.call(it.ctx, it.event.withAttempt(attempt))
-		if it.settle != nil || err == nil || !s.retryHere(w, err, attempt) {
+		if it.event.r.settle != nil || err == nil || !s.retryHere(w, err, attempt) {
 			s.finished(it, err, attempt)
 			return
 		}
@@ -171,7 +176,7 @@ func (s *Subscription) finished(it item, err error, attempt int) {
 	if err != nil {
 		s.counts.unhandled.Add(1)
 	}
-	if it.settle != nil {
+	if it.event.r.settle != nil {
 		s.settleDurable(it, err, attempt)
 	}
 	it.event.answered(err)
@@ -194,7 +199,7 @@ func (w *worker) handleBatch() {
 			events[i] = events[i].withAttempt(attempt)
 		}
 		err := w.sub.invoke(w.sub.handlers, events[0], func(ctx context.Context) error { return w.sub.batch(ctx, events) })
-		if w.batch[0].settle == nil && err != nil && w.sub.retryHere(w, err, attempt) {
+		if w.batch[0].event.r.settle == nil && err != nil && w.sub.retryHere(w, err, attempt) {
 			continue
 		}
 		for _, it := range w.batch {
@@ -237,13 +242,13 @@ func (s *Subscription) settleDurable(it item, err error, attempt int) {
 	var permanent *permanentError
 	switch {
 	case err == nil:
-		it.settle.Ack(s.settled(it))
+		it.event.r.settle.Ack(s.settled(it))
 	case errors.As(err, &permanent) || (s.opts.Retry.Attempts > 0 && attempt >= s.opts.Retry.Attempts):
 		s.bus.opts.Logger.Error("event given up; it stays in the stream but is not delivered to this group again",
 			"topic", it.event.Topic(), "id", it.event.ID(), "group", s.opts.Group, "pattern", s.pattern, "attempts", attempt, "err", err)
-		it.settle.Term(err.Error())
+		it.event.r.settle.Term(err.Error())
 	default:
-		it.settle.Nak(s.retryDelay(err, attempt))
+		it.event.r.settle.Nak(s.retryDelay(err, attempt))
 	}
 }
 
