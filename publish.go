@@ -161,7 +161,11 @@ func (v *view) unfinished(d *dispatch, p any) {
 
 func (v *view) enqueue(d *dispatch) error {
 	var errs []error
-	for _, s := range v.queued {
+	for i, q := range v.queues {
+		if q != nil && q.offer(d.ctx, &d.ev) == putOK {
+			continue
+		}
+		s := v.queued[i]
 		if err := s.put(s.lane(&d.ev), d.ctx, &d.ev); err != nil {
 			errs = append(errs, err)
 		}

@@ -24,7 +24,8 @@ type queue struct {
 	head, n  int
 	held     int // of n, from head: in the hand of the only worker
 	bound    int
-	waiting  int           // workers that wait
+	limit    int           // bound, or 0 once it is closed
+	waiting  int           // workers that wait and have not been told of an event
 	busy     int           // workers with events in hand
 	accepted uint64        // events ever
 	space    chan struct{} // closed when an item was taken; nil when nobody waits
@@ -36,7 +37,7 @@ type queue struct {
 }
 
 func newQueue(bound int) *queue {
-	q := &queue{bound: bound}
+	q := &queue{bound: bound, limit: bound}
 	q.nonEmpty.L = &q.mu
 	return q
 }
@@ -53,17 +54,38 @@ const (
 // offer adds it if there is room.
 func (q *queue) offer(ctx context.Context, e *Event) putResult {
 	q.mu.Lock()
-	if q.closed || q.n >= q.bound {
-		closed := q.closed
-		q.mu.Unlock()
-		if closed {
-			return putClosed
-		}
-		return putFull
+	if q.n >= q.limit {
+		return q.refuse()
 	}
 	q.push(ctx, e)
 	q.mu.Unlock()
 	return putOK
+}
+
+// offerNew is offer of an event that is nothing else yet.
+func (q *queue) offerNew(ctx context.Context, r *record, payload any, num uint64) bool {
+	q.mu.Lock()
+	if q.n >= q.limit {
+		q.mu.Unlock()
+		return false
+	}
+	it := q.slot()
+	it.ctx = ctx
+	it.event.r = r
+	it.event.payload = payload
+	it.event.num = num
+	q.pushed()
+	q.mu.Unlock()
+	return true
+}
+
+// refuse says why there is no room, and unlocks.
+func (q *queue) refuse() putResult {
+	defer q.mu.Unlock()
+	if q.closed {
+		return putClosed
+	}
+	return putFull
 }
 
 // room returns a channel that is closed when the queue may have room.
@@ -97,10 +119,7 @@ func (q *queue) replaceOldest(ctx context.Context, e *Event) (dropped item, full
 }
 
 func (q *queue) push(ctx context.Context, e *Event) {
-	if q.n == len(q.ring) {
-		q.grow()
-	}
-	it := &q.ring[(q.head+q.n)&(len(q.ring)-1)]
+	it := q.slot()
 	// Word by word: reading what was just written in larger pieces than it was
 	// written in stalls the processor, for longer than all the rest takes.
 	it.ctx = ctx
@@ -109,9 +128,22 @@ func (q *queue) push(ctx context.Context, e *Event) {
 	it.event.start = e.start
 	it.event.dur = e.dur
 	it.event.num = e.num
+	q.pushed()
+}
+
+// slot is the next free place, which is zero.
+func (q *queue) slot() *item {
+	if q.n == len(q.ring) {
+		q.grow()
+	}
+	return &q.ring[(q.head+q.n)&(len(q.ring)-1)]
+}
+
+func (q *queue) pushed() {
 	q.n++
 	q.accepted++
 	if q.waiting > 0 {
+		q.waiting-- // here, since it may be long until the worker runs
 		q.nonEmpty.Signal()
 	}
 }
@@ -203,7 +235,12 @@ func (q *queue) release(w *worker) {
 func (q *queue) wait() {
 	q.waiting++
 	q.nonEmpty.Wait()
-	q.waiting--
+}
+
+// wakeAll is called with mu held.
+func (q *queue) wakeAll() {
+	q.waiting = 0
+	q.nonEmpty.Broadcast()
 }
 
 // linger waits for a batch to fill, as long as the worker may; false: another
@@ -214,7 +251,7 @@ func (q *queue) linger(w *worker) bool {
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		over = true
-		q.nonEmpty.Broadcast()
+		q.wakeAll()
 	})
 	defer timer.Stop()
 	for q.n > 0 && q.n < min(w.limit, q.bound) && !over && !q.closed && !q.hurried {
@@ -228,7 +265,7 @@ func (q *queue) hurry() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.hurried = true
-	q.nonEmpty.Broadcast()
+	q.wakeAll()
 }
 
 // whenIdle returns a channel that is closed once nothing waits and nothing is in
@@ -249,8 +286,8 @@ func (q *queue) whenIdle() (<-chan struct{}, uint64) {
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.closed = true
-	q.nonEmpty.Broadcast()
+	q.closed, q.limit = true, 0
+	q.wakeAll()
 	q.tellSpace()
 }
 

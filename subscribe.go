@@ -24,6 +24,7 @@ type Subscription struct {
 	order   int64 // among those of a topic; negative for Prepend
 	handler Handler
 	typed   any                                  // the handler as a typedHandler, when that is all there is
+	byRef   func(context.Context, *Event) error  // the handler, for who has the event in memory anyway
 	batch   func(context.Context, []Event) error // in place of handler
 	opts    SubscribeOptions
 	key     feedKey
@@ -116,6 +117,10 @@ func (s *Subscription) init(b *Bus, pattern string, o SubscribeOptions) {
 	s.wild = topic.IsPattern(pattern)
 	s.key = feedKey{group: o.Group, pattern: pattern, durable: o.Durable}
 	runtime.Callers(3, s.place[:])
+	if s.byRef == nil {
+		h := s.handler
+		s.byRef = func(ctx context.Context, e *Event) error { return h(ctx, *e) }
+	}
 	s.simple = !o.Durable && o.Timeout == 0 && o.Retry.Attempts <= 1 && s.batch == nil
 	s.handlers, s.cancel = context.WithCancel(context.Background())
 	if o.Inline {
@@ -239,6 +244,15 @@ func (s *Subscription) lane(e *Event) *queue {
 	return s.keyLane(*e)
 }
 
+// onlyQueue is the queue of every event, if there is one that any event may be put
+// into without more ado.
+func (s *Subscription) onlyQueue() *queue {
+	if len(s.lanes) == 1 && s.opts.Overflow != DropOldest {
+		return s.lanes[0]
+	}
+	return nil
+}
+
 func (s *Subscription) keyLane(e Event) *queue {
 	var key string
 	if err := protect(func() error { key = s.opts.Key(e); return nil }); err != nil {
@@ -266,6 +280,19 @@ func (s *Subscription) put(q *queue, ctx context.Context, e *Event) error {
 	}
 	if res == putClosed {
 		return s.putLate(*e)
+	}
+	return nil
+}
+
+// putLone is put for the only subscriber of a topic. The event is made in the
+// queue if there is room for it.
+func (s *Subscription) putLone(q *queue, ctx context.Context, r *record, payload any, num uint64) error {
+	if q.offerNew(ctx, r, payload, num) {
+		return nil
+	}
+	e := Event{r: r, payload: payload, num: num}
+	if err := s.put(q, ctx, &e); err != nil {
+		return &Error{Op: "publish", Topic: e.Topic(), Err: err}
 	}
 	return nil
 }

@@ -29,7 +29,8 @@ type typedTopic[T any] struct {
 type typedView[T any] struct {
 	*view
 	handlers []typedHandler[T]
-	direct   bool // there is nothing to do but to call them
+	direct   bool   // there is nothing to do but to call them
+	lone     *queue // there is nothing to do but to put it here
 }
 
 type typedHandler[T any] = func(context.Context, Event, T) error
@@ -88,6 +89,9 @@ func (t *typedTopic[T]) follow(v *view) {
 			tv.handlers = append(tv.handlers, h)
 		}
 	}
+	if v.fast && len(v.inline) == 0 && len(v.queued) == 1 {
+		tv.lone = v.queues[0]
+	}
 	t.view.Store(tv)
 }
 
@@ -106,7 +110,13 @@ func (t *typedTopic[T]) publisher() func(context.Context, T) error {
 	e := t.e
 	return func(ctx context.Context, v T) error {
 		tv := t.view.Load()
-		if tv == nil || !tv.direct || e.stamp.Load() != 0 {
+		if tv == nil || e.stamp.Load() != 0 {
+			return e.publish(ctx, v)
+		}
+		if q := tv.lone; q != nil {
+			return tv.queued[0].putLone(q, ctx, &e.plain, v, e.count.Add(1)<<attemptBits)
+		}
+		if !tv.direct {
 			return e.publish(ctx, v)
 		}
 		num := e.count.Add(1) << attemptBits
@@ -196,6 +206,12 @@ func (t Topic[T]) Subscribe(ctx context.Context, h func(context.Context, Event, 
 	}}
 	if len(b.opts.Middleware) == 0 {
 		s.typed = h
+		s.byRef = func(ctx context.Context, e *Event) error {
+			if v, ok := e.payload.(T); ok && e.r.msg == nil {
+				return h(ctx, *e, v)
+			}
+			return decoded(ctx, *e, h)
+		}
 	}
 	return b.subscribeHandler(ctx, t.Name(), s, o)
 }

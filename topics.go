@@ -54,6 +54,7 @@ const (
 // view is where events of one topic go: an immutable snapshot.
 type view struct {
 	inline, queued []*Subscription // in the order they are served
+	queues         []*queue        // of queued, where no Key chooses; else nil
 	publish        adapter.Class   // 0: stays in this process
 	instr          adapter.Class   // the same for instrumented events
 	fast           bool            // nothing but subscribers here, none with options that cost
@@ -318,6 +319,7 @@ func (v *view) add(s *Subscription) {
 		v.inline = append(v.inline, s)
 	} else {
 		v.queued = append(v.queued, s)
+		v.queues = append(v.queues, s.onlyQueue())
 	}
 	if s.watcher {
 		v.watchers++

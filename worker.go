@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/tidings-go/tidings/internal/goid"
 	"github.com/tidings-go/tidings/internal/loop"
@@ -30,7 +31,10 @@ type worker struct {
 	taken uint64
 	busy  bool
 
-	next  int // of batch; the worker's own
+	// The worker's own.
+	next  int             // of batch
+	given context.Context // the publisher's, of the last event: most come with the same, or with Background
+	made  context.Context // the handler's, for that
 	watch watched
 }
 
@@ -76,6 +80,7 @@ func (w *worker) run() {
 
 func (w *worker) take() bool {
 	w.next = 0
+	w.given, w.made = context.Background(), w.sub.handlers // an idle worker keeps no publisher's context alive
 	if !w.queue.take(w) {
 		return false
 	}
@@ -106,12 +111,11 @@ func (w *worker) handleSome() {
 			s.handle(w, *it)
 			continue
 		}
-		ctx := s.handlers
-		if it.ctx != context.Background() {
-			ctx = &handlerContext{s.handlers, it.ctx}
+		if !sameContext(it.ctx, w.given) {
+			w.given, w.made = it.ctx, &handlerContext{s.handlers, it.ctx}
 		}
-		if err := s.handler(ctx, it.event); err != nil {
-			s.failed(ctx, it.event, err)
+		if err := s.byRef(w.made, &it.event); err != nil {
+			s.failed(w.made, it.event, err)
 			s.counts.unhandled.Add(1)
 		}
 	}
@@ -257,6 +261,13 @@ func (s *Subscription) settled(it item) func(error) {
 	return func(err error) {
 		s.bus.announce(topicSettled, Settled{Event: it.event, Pattern: s.pattern, Group: s.opts.Group, Err: err})
 	}
+}
+
+// sameContext compares by identity: == would call the contexts' own types, which
+// takes longer, and panics for some.
+func sameContext(a, b context.Context) bool {
+	x, y := (*[2]unsafe.Pointer)(unsafe.Pointer(&a)), (*[2]unsafe.Pointer)(unsafe.Pointer(&b))
+	return x[0] == y[0] && x[1] == y[1]
 }
 
 // handlerContext has the publisher's values and the subscription's life.
