@@ -15,13 +15,13 @@ const defaultInFlight = 256
 
 // A subscription has a queue and a goroutine that calls Deliver.
 type subscription struct {
-	c        *conn
-	spec     adapter.Spec
-	subject  string
-	max      int
-	run      *loop.Loop
-	drained  sync.Once
-	drainErr error
+	c       *conn
+	spec    adapter.Spec
+	subject string
+	max     int
+	run     *loop.Loop
+	drained sync.Once
+	mark    chan struct{} // closed once all that came before the first Drain is delivered
 
 	group *group             // of a durable one
 	taken map[*task]*settler // not settled; guarded by the hub's mu
@@ -41,7 +41,7 @@ type handed struct {
 func newSubscription(c *conn, spec adapter.Spec) *subscription {
 	s := &subscription{
 		c: c, spec: spec, subject: c.subject(spec.Pattern), max: spec.MaxInFlight,
-		taken: map[*task]*settler{}, wake: make(chan struct{}, 1),
+		taken: map[*task]*settler{}, wake: make(chan struct{}, 1), mark: make(chan struct{}),
 	}
 	if s.max <= 0 {
 		s.max = defaultInFlight
@@ -97,18 +97,15 @@ func (s *subscription) deliver(ctx context.Context) {
 // Ready implements [adapter.Subscription].
 func (s *subscription) Ready(context.Context) error { return nil }
 
-// Drain implements [adapter.Subscription].
+// Drain implements [adapter.Subscription]. Each caller waits as long as its own
+// ctx allows.
 func (s *subscription) Drain(ctx context.Context) error {
-	s.drained.Do(func() { s.drainErr = s.drain(ctx) })
-	return s.drainErr
-}
-
-func (s *subscription) drain(ctx context.Context) error {
-	s.c.hub.leave(s)
-	mark := make(chan struct{})
-	s.put(handed{mark: mark}, 0)
+	s.drained.Do(func() {
+		s.c.hub.leave(s)
+		s.put(handed{mark: s.mark}, 0)
+	})
 	select {
-	case <-mark:
+	case <-s.mark:
 		return nil
 	case <-s.run.Done():
 		return nil
