@@ -29,15 +29,13 @@ type durable struct {
 	inbox  string // prefix of the subjects of our pulls, with the last dot
 	sub    *nats.Subscription
 
-	run      *loop.Loop
-	deliver  *loop.Loop
-	out      *mailbox[handed]
-	recall   atomic.Bool // what waits in out is handed back, not delivered
-	ready    chan struct{}
-	drained  sync.Once
-	drainErr error
-	closed   sync.Once
-	closeErr error
+	run     *loop.Loop
+	deliver *loop.Loop
+	out     *mailbox[handed]
+	recall  atomic.Bool // what waits in out is handed back, not delivered
+	ready   chan struct{}
+	drained ending
+	closed  ending
 
 	mu    sync.Mutex
 	box   []func()
@@ -225,12 +223,11 @@ func (d *durable) Ready(ctx context.Context) error {
 
 // Drain implements [adapter.Subscription].
 func (d *durable) Drain(ctx context.Context) error {
-	d.drained.Do(func() {
+	return d.drained.do(ctx, func(ctx context.Context) error {
 		ctx, cancel := withLimit(ctx, drainTimeout)
 		defer cancel()
-		d.drainErr = d.drain(ctx)
+		return d.drain(ctx)
 	})
-	return d.drainErr
 }
 
 func (d *durable) drain(ctx context.Context) error {
@@ -278,12 +275,11 @@ func (d *durable) giveBack(x *delivery) {
 
 // Close implements [adapter.Subscription].
 func (d *durable) Close(ctx context.Context) error {
-	d.closed.Do(func() {
+	return d.closed.do(ctx, func(ctx context.Context) error {
 		ctx, cancel := withLimit(ctx, drainTimeout)
 		defer cancel()
-		d.closeErr = d.close(ctx)
+		return d.close(ctx)
 	})
-	return d.closeErr
 }
 
 func (d *durable) close(ctx context.Context) error {

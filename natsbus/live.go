@@ -23,14 +23,13 @@ const (
 // live is a subscription of core NATS. Deliver runs on the goroutine that
 // nats.go gives to each subscription.
 type live struct {
-	c        *conn
-	spec     adapter.Spec
-	subject  string
-	sub      *nats.Subscription
-	drained  sync.Once
-	drainErr error
-	stopped  atomic.Bool
-	busy     atomic.Bool
+	c       *conn
+	spec    adapter.Spec
+	subject string
+	sub     *nats.Subscription
+	drained ending
+	stopped atomic.Bool
+	busy    atomic.Bool
 
 	mu   sync.Mutex
 	seen int // how many of the dropped ones were reported
@@ -138,8 +137,7 @@ func (l *live) Ready(context.Context) error { return nil }
 
 // Drain implements [adapter.Subscription].
 func (l *live) Drain(ctx context.Context) error {
-	l.drained.Do(func() { l.drainErr = l.drain(ctx) })
-	return l.drainErr
+	return l.drained.do(ctx, l.drain)
 }
 
 func (l *live) drain(ctx context.Context) error {
