@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/tidings-go/tidings/adapter"
+	"github.com/tidings-go/tidings/internal/goid"
 	"github.com/tidings-go/tidings/internal/loop"
 	"github.com/tidings-go/tidings/internal/topic"
 )
@@ -169,15 +170,27 @@ func (b *Bus) transport() adapter.Adapter {
 	return b.adapter
 }
 
-// report tells OnError and the log; it is called with no lock held.
+// report tells the log and OnError.
 func (b *Bus) report(ctx context.Context, err error) {
-	b.opts.Logger.ErrorContext(ctx, err.Error())
-	if b.opts.OnError == nil {
-		return
+	b.inside(func() {
+		b.opts.Logger.ErrorContext(ctx, err.Error())
+		if b.opts.OnError == nil {
+			return
+		}
+		if p := protect(func() error { b.opts.OnError(ctx, err); return nil }); p != nil {
+			b.opts.Logger.ErrorContext(ctx, "tidings: Options.OnError failed", "err", p)
+		}
+	})
+}
+
+// inside runs user code where a Drain must not wait, since it would wait for its
+// own caller: in OnError and in the log's handler, and where a transport delivers.
+func (b *Bus) inside(f func()) {
+	id := goid.ID()
+	if _, already := b.workers.LoadOrStore(id, (*Subscription)(nil)); !already {
+		defer b.workers.Delete(id)
 	}
-	if p := protect(func() error { b.opts.OnError(ctx, err); return nil }); p != nil {
-		b.opts.Logger.ErrorContext(ctx, "tidings: Options.OnError failed", "err", p)
-	}
+	f()
 }
 
 // background runs f, which Drain waits for.

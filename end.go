@@ -31,6 +31,7 @@ func (s *Subscription) Drain(ctx context.Context) error {
 func (s *Subscription) drain(ctx context.Context) error {
 	if s.ending.CompareAndSwap(false, true) {
 		s.finish(s.leave(ctx), s.settleAll(ctx))
+		s.warnLeft("the deadline of a drain ended first", int(s.left.Load()))
 		return s.err
 	}
 	select {
@@ -49,7 +50,7 @@ func (s *Subscription) Stop() {
 		return
 	}
 	s.bus.remove(s)
-	s.dropQueued("the subscription was stopped")
+	n := s.dropQueued("the subscription was stopped")
 	s.bus.background(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
 		defer cancel()
@@ -60,6 +61,7 @@ func (s *Subscription) Stop() {
 		ctx2, cancel2 := context.WithTimeout(context.Background(), stopGrace)
 		defer cancel2()
 		s.finish(s.joined.close(ctx2, s))
+		s.warnLeft("the subscription was stopped", n)
 	})
 }
 
@@ -106,26 +108,32 @@ func (s *Subscription) finishQueue(ctx context.Context) error {
 	for _, q := range s.lanes {
 		q.close()
 	}
-	var err error
 	for _, w := range s.workers {
-		if w.loop.Wait(ctx) != nil {
-			s.cancel() // handlers that obey their context end now
-			err = s.leftBehind(ctx)
-			break
+		if w.loop.Wait(ctx) == nil {
+			continue
 		}
+		s.cancel() // handlers that obey their context end now
+		if err := s.leftBehind(ctx); err != nil {
+			return err
+		}
+		<-w.loop.Done() // it had nothing to do
 	}
-	return err
+	return nil
 }
 
-// leftBehind gives up what the deadline cut, and names it.
+// leftBehind gives up what the deadline cut, and names it; nil if it cut nothing.
 func (s *Subscription) leftBehind(ctx context.Context) error {
 	left, running := s.dropQueued("the deadline of a drain ended first"), 0
+	s.left.Store(int64(left))
 	for _, w := range s.workers {
 		waiting, busy := w.inHand()
 		left += waiting
 		if busy {
 			running++
 		}
+	}
+	if left+running == 0 {
+		return nil
 	}
 	return fmt.Errorf("%w: %s: %d handlers still running, %d queued events left", context.Cause(ctx), s, running, left)
 }
@@ -134,14 +142,22 @@ func (s *Subscription) leftBehind(ctx context.Context) error {
 func (s *Subscription) dropQueued(why string) (n int) {
 	for _, q := range s.lanes {
 		for _, it := range q.clear() {
-			s.drop(q, it.event, why)
+			s.lose(it.event, why)
 			n++
 		}
 	}
 	return n
 }
 
-// insideHandler reports whether the calling goroutine runs a handler of this bus.
+// warnLeft comes when all is over: the log may ask for that.
+func (s *Subscription) warnLeft(why string, n int) {
+	if n > 0 && !s.opts.Durable {
+		s.warn(why, "events", n)
+	}
+}
+
+// insideHandler reports whether the calling goroutine runs a handler of this bus,
+// or other user code that a Drain would wait for.
 func (b *Bus) insideHandler() bool {
 	_, ok := b.workers.Load(goid.ID())
 	return ok

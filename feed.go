@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 
 	"github.com/tidings-go/tidings/adapter"
-	"github.com/tidings-go/tidings/internal/goid"
 )
 
 // feedKey is what one transport subscription stands for: all subscriptions of
@@ -92,37 +91,38 @@ func (f *feed) deliver(d adapter.Delivery) {
 	}
 	e, ctx := f.bus.received(&d.Message, d.Attempt), withHeader(context.Background(), &d.Message)
 	e.r.settle = d.Settle
-	f.bus.show(ctx, e)
 	subs := f.subscriptions()
 	if len(subs) == 0 && d.Settle != nil {
 		d.Settle.Nak(0)
 	}
-	for _, s := range subs {
-		switch {
-		case !s.wants(e.Topic()):
-			if d.Settle != nil {
-				d.Settle.Ack(func(error) {}) // nobody of the group wants it
-			}
-		case s.opts.Inline:
-			f.deliverInline(s, ctx, e)
-		default:
-			// Nobody is to be told: a drop was counted and logged, and a durable event
-			// that found no room went back.
-			_ = s.put(s.lane(&e), ctx, &e)
-		}
+	if len(subs) == 1 && subs[0].plain && f.bus.watchers.Load() == 0 && subs[0].lanes[0].offer(ctx, &e) == putOK {
+		return // no user code
 	}
+	// Whatever runs here runs on the transport's goroutine, which a Drain waits for.
+	f.bus.inside(func() {
+		f.bus.show(ctx, e)
+		for _, s := range subs {
+			f.deliverTo(s, ctx, e)
+		}
+	})
 }
 
-// deliverInline marks the transport's goroutine as one that runs a handler, so
-// that a Drain called there does not wait for itself.
-func (f *feed) deliverInline(s *Subscription, ctx context.Context, e Event) {
-	id := goid.ID()
-	f.bus.workers.Store(id, s)
-	defer f.bus.workers.Delete(id)
-	if s.opts.Filter == nil {
-		s.counts.inline.Add(1)
+func (f *feed) deliverTo(s *Subscription, ctx context.Context, e Event) {
+	switch {
+	case !s.wants(e.Topic()):
+		if e.r.settle != nil {
+			e.r.settle.Ack(func(error) {}) // nobody of the group wants it
+		}
+	case s.opts.Inline:
+		if s.opts.Filter == nil {
+			s.counts.inline.Add(1)
+		}
+		_ = s.call(&handlerContext{s.handlers, ctx}, e) // reported by call
+	default:
+		// Nobody is to be told: a drop was counted and logged, and a durable event
+		// that found no room went back.
+		_ = s.put(s.lane(&e), ctx, &e)
 	}
-	_ = s.call(&handlerContext{s.handlers, ctx}, e) // reported by call
 }
 
 // drain stops taking once its last subscription leaves; what was taken has been

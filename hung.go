@@ -69,20 +69,38 @@ func (h *hungHandlers) look() {
 // scan reports whether there is anything left to wait for.
 func (h *hungHandlers) scan() (busy bool) {
 	subs, _, _ := h.bus.members()
+	var found []*worker
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.over {
-		return false
-	}
 	for _, s := range subs {
 		for _, w := range s.workers {
-			busy = h.check(w) || busy
+			known := w.watch.hung
+			busy = !h.over && h.check(w) || busy
+			if w.watch.hung != nil && known == nil {
+				found = append(found, w)
+			}
 		}
+	}
+	h.mu.Unlock()
+	for _, w := range found {
+		h.tell(w)
 	}
 	return busy
 }
 
-// check compares one worker with what was seen of it last.
+// tell is called with no lock held.
+func (h *hungHandlers) tell(w *worker) {
+	hung := h.of(w)
+	if hung == nil {
+		return // it has returned after all
+	}
+	h.bus.inside(func() {
+		h.bus.opts.Logger.Warn("tidings: a handler does not return; its subscription waits for it",
+			"topic", hung.Event.Topic(), "id", hung.Event.ID(), "pattern", w.sub.pattern, "group", w.sub.opts.Group,
+			"subscribed_at", w.sub.where(), "since", hung.Since, "stack", string(hung.Stack))
+	})
+}
+
+// check compares one worker with what was seen of it last; whether to look again.
 func (h *hungHandlers) check(w *worker) (wait bool) {
 	e, begun, running := w.current()
 	seen := &w.watch
@@ -100,9 +118,6 @@ func (h *hungHandlers) check(w *worker) (wait bool) {
 	}
 	seen.hung = &Hung{Event: e, Since: seen.since, Stack: stackOf(w.goroutine.Load())}
 	w.sub.counts.hung.Add(1)
-	h.bus.opts.Logger.Warn("tidings: a handler does not return; its subscription waits for it",
-		"topic", e.Topic(), "id", e.ID(), "pattern", w.sub.pattern, "group", w.sub.opts.Group,
-		"subscribed_at", w.sub.where(), "since", seen.since, "stack", string(seen.hung.Stack))
 	return false
 }
 

@@ -265,13 +265,10 @@ func (e *entry) send(ctx context.Context, class adapter.Class, to route, ev Even
 	}
 	accepted, errs := class != 0 || len(to.inline) > 0, []error(nil)
 	for _, t := range puts {
-		if err := t.sub.put(t.queue, ctx, &local); err != nil {
+		if err := t.put(ctx, &local, class != 0); err != nil {
 			errs = append(errs, err)
 		} else {
 			accepted = true
-		}
-		if class != 0 {
-			t.sub.gate.leave()
 		}
 	}
 	for _, s := range to.inline {
@@ -315,6 +312,19 @@ func (b *Bus) encoded(ev Event, m *adapter.Message) Event {
 type target struct {
 	sub   *Subscription
 	queue *queue
+}
+
+// put leaves the gate, too. What does not fit is logged, and that is user code.
+func (t target) put(ctx context.Context, e *Event, gated bool) (err error) {
+	if !gated {
+		return t.sub.put(t.queue, ctx, e)
+	}
+	defer t.sub.gate.leave()
+	if t.sub.opts.Overflow != DropOldest && t.queue.offer(ctx, e) == putOK {
+		return nil
+	}
+	t.sub.bus.inside(func() { err = t.sub.put(t.queue, ctx, e) })
+	return err
 }
 
 func targets(subs []*Subscription, ev Event) []target {

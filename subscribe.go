@@ -28,6 +28,7 @@ type Subscription struct {
 	batch   func(context.Context, []Event) error // in place of handler
 	opts    SubscribeOptions
 	key     feedKey
+	plain   bool // events go to its only queue without asking anybody
 	simple  bool // a queued event needs nothing but a call of the handler
 	watcher bool // of Debugger.Watch: sees, and is not seen
 	place   [8]uintptr
@@ -42,6 +43,7 @@ type Subscription struct {
 	ran        runs
 
 	ending atomic.Bool
+	left   atomic.Int64 // events that the deadline of a drain dropped
 	done   chan struct{}
 	err    error // read after done
 	counts counters
@@ -139,6 +141,7 @@ func (s *Subscription) init(b *Bus, pattern string, o SubscribeOptions) {
 		}
 		s.lanes = append(s.lanes, newQueue(bound))
 	}
+	s.plain = s.onlyQueue() != nil && o.Filter == nil
 }
 
 // maxInFlight bounds what a durable subscription holds: enough to keep its
@@ -337,19 +340,30 @@ func (s *Subscription) insideOwnHandler() bool {
 	return ok && me == s
 }
 
-// drop counts, and logs the first of a burst; the burst is over once the queue
-// has been empty.
+// drop gives an event up, and logs the first of a burst; the burst is over once
+// the queue has been empty.
 func (s *Subscription) drop(q *queue, e Event, why string) {
+	s.lose(e, why)
+	if e.r.settle == nil && q.bursted.CompareAndSwap(false, true) {
+		s.warn(why, "topic", e.Topic())
+	}
+}
+
+// lose hands an event back to its store, or counts it.
+func (s *Subscription) lose(e Event, why string) {
 	e.answered(fmt.Errorf("%w: %s", ErrOverflow, why))
 	if e.r.settle != nil {
 		e.r.settle.Nak(0)
 		return
 	}
-	n := s.counts.dropped.Add(1)
-	if q.bursted.CompareAndSwap(false, true) {
-		s.bus.opts.Logger.Warn("tidings: "+why, "topic", e.Topic(), "pattern", s.pattern,
-			"group", s.opts.Group, "queue", s.opts.Queue, "dropped_so_far", n)
-	}
+	s.counts.dropped.Add(1)
+}
+
+func (s *Subscription) warn(why string, args ...any) {
+	s.bus.inside(func() {
+		s.bus.opts.Logger.Warn("tidings: "+why, append(args, "pattern", s.pattern, "group", s.opts.Group,
+			"queue", s.opts.Queue, "dropped_so_far", s.counts.dropped.Load())...)
+	})
 }
 
 // gate lets Drain wait for publishers that have already told the wire that this

@@ -248,8 +248,10 @@ func (s *Subscription) settleDurable(it item, err error, attempt int) {
 	case err == nil:
 		it.event.r.settle.Ack(s.settled(it))
 	case errors.As(err, &permanent) || (s.opts.Retry.Attempts > 0 && attempt >= s.opts.Retry.Attempts):
-		s.bus.opts.Logger.Error("event given up; it stays in the stream but is not delivered to this group again",
-			"topic", it.event.Topic(), "id", it.event.ID(), "group", s.opts.Group, "pattern", s.pattern, "attempts", attempt, "err", err)
+		s.bus.inside(func() {
+			s.bus.opts.Logger.Error("event given up; it stays in the stream but is not delivered to this group again",
+				"topic", it.event.Topic(), "id", it.event.ID(), "group", s.opts.Group, "pattern", s.pattern, "attempts", attempt, "err", err)
+		})
 		it.event.r.settle.Term(err.Error())
 	default:
 		it.event.r.settle.Nak(s.retryDelay(err, attempt))
