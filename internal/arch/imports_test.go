@@ -79,6 +79,10 @@ var rules = []rule{
 		why: "an example shows what a user can write, and a user cannot import internal packages",
 	},
 	{
+		of: "./tidingstest/...", only: []string{"."}, std: true,
+		why: "it is linked by our users' tests: what it imports they download, and what it needs of the bus they may need too",
+	},
+	{
 		of: "./internal/loop", only: []string{}, std: true,
 		why: "everything imports it",
 	},
@@ -221,6 +225,8 @@ func TestRulesBite(t *testing.T) {
 		{breach: "./natsbus", pkg: "./supervisor", imports: "./natsbus"},
 		{breach: "./natsbus", pkg: "./worker", imports: "./natsbus"},
 		{breach: "./internal/loop", pkg: "./examples/shop", imports: "./internal/loop"},
+		{breach: "./internal/loop", pkg: "./tidingstest", imports: "./internal/loop"},
+		{breach: "go.uber.org/goleak", pkg: "./tidingstest", imports: "go.uber.org/goleak"},
 		{breach: "./hub", pkg: "./internal/loop", imports: "./hub"},
 		{breach: "./internal/loop", pkg: "./internal/mutant", imports: "./internal/loop"},
 		{breach: "./internal/testkit", pkg: "./hub", imports: "./natsbus", through: "./internal/testkit"},
