@@ -28,6 +28,8 @@ type Bus struct {
 	work     tracker  // background tasks
 	hung     hungHandlers
 	names    names
+	life     context.Context // of all handlers, also of subscriptions that were stopped
+	end      context.CancelFunc
 	watchers atomic.Int64 // Debugger.Watch was called so often
 
 	mu       sync.Mutex // guards what follows, and names; never held while user code or a transport runs
@@ -61,6 +63,7 @@ func New(o Options) (*Bus, error) {
 	b := &Bus{opts: o, source: "//" + o.App + "/" + o.Instance, idPrefix: nonce() + "-",
 		subs: map[*Subscription]struct{}{}, feeds: map[feedKey]*feed{}}
 	b.hung.bus = b
+	b.life, b.end = context.WithCancel(context.Background())
 	for _, wrap := range slices.Backward(o.PublishMiddleware) {
 		if b.around == nil {
 			b.around = b.publishInside

@@ -75,6 +75,7 @@ func (b *Bus) drainAll(ctx context.Context) error {
 	b.finishWork(ctx)
 	err = errors.Join(err, each(listeners, drainSub))
 	b.hung.stop()
+	b.end()
 	if a != nil {
 		err = errors.Join(err, a.Drain(ctx))
 	}
@@ -140,9 +141,9 @@ func (b *Bus) Close() error {
 		return nil
 	}
 	b.hung.stop()
+	b.end()
 	subs, _, a := b.members()
 	for _, s := range subs {
-		s.cancel()
 		s.Stop()
 	}
 	if a != nil {

@@ -272,7 +272,9 @@ func (e *entry) send(ctx context.Context, class adapter.Class, to route, ev Even
 		}
 	}
 	for _, s := range to.inline {
-		if err := s.call(ctx, local); err != nil && b.opts.Strict {
+		err := s.call(ctx, local)
+		local.answered(err)
+		if err != nil && b.opts.Strict {
 			errs = append(errs, err)
 		}
 	}
