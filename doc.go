@@ -56,20 +56,44 @@
 //
 // Events of one publisher reach one subscription in order, as long as it has one
 // worker, or per SubscribeOptions.Key with several. A publisher is whoever waits
-// for one Publish before the next.
+// for one Publish before the next. Inline subscriptions of one topic run in a
+// fixed order, see SubscribeOptions.Prepend. All run though one fails.
+//
+// # Instrumenting
+//
+// Instrument runs a block and publishes its duration, by the monotonic clock, and
+// its error or panic; it returns exactly what the block did. SubscribeOptions.Start
+// sees blocks begin, and may give the block a context. What is published inside
+// knows its [Parent]. [WithTags] sends values along with a context. Who listens is
+// fixed when the block begins.
 //
 // # Handlers
 //
 // Handlers run on their subscription's workers, from a bounded queue, unless
 // Inline. They get the publisher's context values, not its cancellation. An error
 // is reported, and retried as Retry says. A panic, or a handler that never
-// returns, stays in its own subscription. Every method of the bus may be called
-// inside every handler; no lock of the bus is held while user code runs.
+// returns, stays in its own subscription; the latter is named in the log with its
+// stack. Every method of the bus may be called inside every handler, and wherever
+// else the bus calls user code: no lock of the bus is held meanwhile.
+//
+// # Back-pressure
+//
+// A full queue makes its publishers wait, or drops, as SubscribeOptions.Overflow
+// says. Nothing is dropped without a counter, a line in the log and a cause. Topics
+// that nobody listens to cost one look-up and no memory.
 //
 // # Shutdown
 //
 // Drain stops taking, finishes what was taken, confirms the acknowledgements,
 // flushes and closes; its error names what a deadline cut. Close ends at once.
+//
+// # Debugging and testing
+//
+// [Bus.Debugger] shows topics, subscriptions and where they were made, queues,
+// latencies and hung handlers, and lets one watch events pass. Package tidingstest
+// has a bus for tests. Packages subscriber, report and redact have what
+// ActiveSupport has beside its notifications; docs/notifications.md compares both,
+// rule by rule.
 //
 // # Errors
 //
