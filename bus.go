@@ -3,6 +3,7 @@ package tidings
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -30,7 +31,7 @@ type Bus struct {
 	names    names
 	life     context.Context // of all handlers, also of subscriptions that were stopped
 	end      context.CancelFunc
-	watchers atomic.Int64 // Debugger.Watch was called so often
+	watchers atomic.Int64 // of Debugger.Watch
 
 	mu       sync.Mutex // guards what follows, and names; never held while user code or a transport runs
 	subs     map[*Subscription]struct{}
@@ -68,7 +69,9 @@ func New(o Options) (*Bus, error) {
 		if b.around == nil {
 			b.around = b.publishInside
 		}
-		b.around = wrap(b.around)
+		if b.around = wrap(b.around); b.around == nil {
+			return nil, &Error{Op: "new", Err: errors.New("Options.PublishMiddleware returned nil instead of a PublishFunc")}
+		}
 	}
 	return b, nil
 }
@@ -100,6 +103,9 @@ func (b *Bus) add(s *Subscription) (join func(context.Context) error, err error)
 	}
 	s.start()
 	b.subs[s] = struct{}{}
+	if s.watcher {
+		b.watchers.Add(1)
+	}
 	b.patterns.insert(s.pattern, s)
 	b.changed(s.pattern)
 	if b.adapter == nil || isOwn(s.pattern) || s.watcher {
@@ -152,6 +158,9 @@ func (b *Bus) remove(s *Subscription) {
 		return
 	}
 	delete(b.subs, s)
+	if s.watcher {
+		b.watchers.Add(-1)
+	}
 	b.patterns.remove(s.pattern, s)
 	b.changed(s.pattern)
 	f := s.joined

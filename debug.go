@@ -169,7 +169,6 @@ func (d *Debugger) Watch(ctx context.Context, pattern string, filter func(Event)
 	if s, err = d.b.subscribe(ctx, pattern, s, &SubscribeOptions{Inline: true, Broadcast: true}); err != nil {
 		return nil, nil, err
 	}
-	d.b.watchers.Add(1)
 	stop := context.AfterFunc(ctx, s.Stop)
 	return func(yield func(Event) bool) {
 		defer stop()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -99,5 +100,16 @@ func TestMiddlewareAroundTypedHandlers(t *testing.T) {
 	drain(t, b)
 	if n.Load() != 400 {
 		t.Errorf("the middleware ran %d times, want 400", n.Load())
+	}
+}
+
+func TestMiddlewareThatReturnsNil(t *testing.T) {
+	if _, err := tidings.New(tidings.Options{PublishMiddleware: []func(tidings.PublishFunc) tidings.PublishFunc{
+		func(tidings.PublishFunc) tidings.PublishFunc { return nil }}}); err == nil || !strings.Contains(err.Error(), "PublishMiddleware") {
+		t.Errorf("New: %v", err)
+	}
+	b := newBus(t, tidings.Options{Middleware: []func(tidings.Handler) tidings.Handler{func(tidings.Handler) tidings.Handler { return nil }}})
+	if _, err := b.Subscribe(ctx, "x", func(context.Context, tidings.Event) error { return nil }, nil); err == nil || !strings.Contains(err.Error(), "Middleware[0]") {
+		t.Errorf("Subscribe: %v", err)
 	}
 }

@@ -73,7 +73,9 @@ func (b *Bus) subscribeHandler(ctx context.Context, pattern string, s *Subscript
 		return nil, &Error{Op: "subscribe", Topic: pattern, Err: errors.New("SubscribeOptions.BatchSize and BatchWait are for SubscribeBatch")}
 	}
 	for i := len(b.opts.Middleware) - 1; i >= 0 && s.handler != nil; i-- {
-		s.handler = b.opts.Middleware[i](s.handler)
+		if s.handler = b.opts.Middleware[i](s.handler); s.handler == nil {
+			return nil, &Error{Op: "subscribe", Topic: pattern, Err: fmt.Errorf("Options.Middleware[%d] returned nil instead of a Handler", i)}
+		}
 	}
 	return b.subscribe(ctx, pattern, s, o)
 }

@@ -3,6 +3,7 @@ package tidings
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -65,13 +66,13 @@ func newTopic[T any](b *Bus, name string) Topic[T] {
 	}
 	t, same := e.typed.(*typedTopic[T])
 	if !same {
-		panic(&Error{Op: "new topic", Topic: name, Err: fmt.Errorf("it is taken with the type %s, not %T", e.typed.payload(), *new(T))})
+		panic(&Error{Op: "new topic", Topic: name, Err: fmt.Errorf("it is taken with the type %s, not %s", e.typed.payload(), reflect.TypeFor[T]())})
 	}
 	return Topic[T]{e, t}
 }
 
 // payload names T.
-func (t *typedTopic[T]) payload() string { return fmt.Sprintf("%T", *new(T)) }
+func (t *typedTopic[T]) payload() string { return reflect.TypeFor[T]().String() }
 
 // follow takes over what has become of the entry's view. The bus's mu is held.
 func (t *typedTopic[T]) follow(v *view) {
