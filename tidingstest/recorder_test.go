@@ -211,6 +211,21 @@ func TestRecordBeginsWithTheCall(t *testing.T) {
 	}
 }
 
+// The publisher shows an event to those who watch after Reset; only then is it
+// recorded.
+func TestResetKeepsWhatIsOnItsWay(t *testing.T) {
+	b := tidingstest.New(t)
+	r := b.Record(">")
+	begun, shown := make(chan struct{}), make(chan struct{})
+	subscribe(t, b, "a", func(context.Context, tidings.Event) error { close(begun); return nil }, nil)
+	subscribe(t, b, "a", func(context.Context, tidings.Event) error { <-shown; return nil }, &tidings.SubscribeOptions{Inline: true})
+	go func() { _ = b.Publish(ctx, "a", nil) }()
+	<-begun
+	r.Reset()
+	close(shown)
+	r.ExpectExactly("a")
+}
+
 func TestWhatIsRecordedOnce(t *testing.T) {
 	b := tidingstest.New(t)
 	r := b.Record(">")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"slices"
 	"strings"
@@ -31,10 +32,13 @@ type reporter struct {
 	mu       sync.Mutex
 	failures []string
 	cleanups []func()
+	log      strings.Builder
 }
 
 func (*reporter) Helper()            {}
 func (r *reporter) Cleanup(f func()) { r.cleanups = append(r.cleanups, f) }
+
+func (r *reporter) Output() io.Writer { return &r.log }
 
 func (r *reporter) Errorf(format string, v ...any) {
 	r.mu.Lock()
@@ -162,6 +166,9 @@ func TestABatchHandlerThatHangsFailsTheTest(t *testing.T) {
 			publish(t, b, "batch.x", nil)
 		})
 		wantFailure(t, got, "after 1m0s", "subscription batch.>", "1 handlers running, 1 events queued", "tidingstest_test.go:", "stuckHere")
+		if strings.Contains(got, "dropped") {
+			t.Error("what the deadline cut is reported twice")
+		}
 		close(release)
 	})
 }
@@ -331,13 +338,39 @@ func (n named) Name() string { return n.name }
 
 // The testing package panics when a test is written to that has ended.
 func TestTheLogMayBeUsedAfterTheEnd(t *testing.T) {
-	var b *tidingstest.Bus
-	t.Run("ends", func(t *testing.T) { b = tidingstest.New(t) })
-	_, span := b.Begin(ctx, "not a topic", nil) // reported, so logged
-	span.End(nil)
-	if len(b.Errors()) != 1 {
-		t.Errorf("Errors: %v", b.Errors())
+	r := &reporter{TB: t}
+	b := tidingstest.New(r)
+	b.AllowErrors(nil)
+	b.Begin(ctx, "not a topic", nil) // reported, so logged
+	before := r.log.String()
+	if !strings.Contains(before, "not a topic") {
+		t.Errorf("logged %q", before)
 	}
+	r.cleanups[0]()
+	b.Begin(ctx, "not a topic", nil)
+	if after := r.log.String(); after != before || len(b.Errors()) != 2 {
+		t.Errorf("logged %q and reported %v", after, b.Errors())
+	}
+}
+
+// timed is a test with a deadline.
+type timed struct {
+	*reporter
+	at time.Time
+}
+
+func (d timed) Deadline() (time.Time, bool) { return d.at, true }
+
+func TestTheDeadlineOfTheTestIsRespected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		wantFailure(t, outcome(t, func(t testing.TB) {
+			tidingstest.New(timed{t.(*reporter), began.Add(2 * time.Second)}).Record("a").Wait(1)
+		}), "0 of 1")
+		if d := time.Since(began); d >= 2*time.Second || d < time.Second {
+			t.Errorf("gave up after %v, want a little less than 2s", d)
+		}
+	})
 }
 
 func TestSettleWaitsForAllThatFollows(t *testing.T) {
