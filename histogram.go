@@ -7,7 +7,7 @@ import (
 )
 
 // histogram counts durations in steps of a quarter of a power of two: a quantile
-// is right to within a fifth, from 1 ns to centuries, and adding is one atomic
+// is right to within a quarter, from 1 ns to centuries, and adding is one atomic
 // add. Its memory is taken by the first sample.
 type histogram struct {
 	buckets atomic.Pointer[[buckets]atomic.Uint32]
@@ -41,11 +41,11 @@ func upper(i int) time.Duration {
 	return time.Duration((uint64(4+i%4+1)<<n - 1) >> 2)
 }
 
-// Latency is what was measured of a handler: of every call that has to be watched
-// closely, else of one in 128.
+// Latency is what was measured of a handler: of its first calls, then of one in
+// 1024, and of every call with options that need a close look.
 type Latency struct {
 	Samples            uint64
-	P50, P90, P99, Max time.Duration // upper bounds, right to a fifth
+	P50, P90, P99, Max time.Duration // upper bounds, right to a quarter
 }
 
 func (h *histogram) read() (l Latency) {

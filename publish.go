@@ -59,8 +59,9 @@ func (b *Bus) PublishEvent(ctx context.Context, ev Event) error {
 	return e.send(ctx, v.publish, v.route(e.topic), Event{payload: ev.payload, r: r, dur: ev.Duration()})
 }
 
-// sampleEvery is how many events share the cost of measuring one.
-const sampleEvery = 128
+// sampled reports whether the n-th call of handlers is measured. The clocks of one
+// in 128 took a quarter of the time of all.
+func sampled(n uint64) bool { return n%1024 == 0 || n <= 64 }
 
 // publish is the way of most events; what needs more than a call or a queue takes
 // the slow one.
@@ -115,7 +116,7 @@ func (e *entry) learn(s int32) {
 
 // run calls the inline handlers.
 func (v *view) run(d *dispatch) {
-	if (d.ev.num>>attemptBits)%sampleEvery == 0 {
+	if sampled(d.ev.num >> attemptBits) {
 		for _, s := range v.inline {
 			_ = s.call(d.ctx, d.ev)
 		}

@@ -120,8 +120,9 @@ func (t *typedTopic[T]) publisher() func(context.Context, T) error {
 		if !tv.direct {
 			return e.publish(ctx, v)
 		}
-		num := e.count.Add(1) << attemptBits
-		if num%(sampleEvery<<attemptBits) == 0 {
+		n := e.count.Add(1)
+		num := n << attemptBits
+		if sampled(n) {
 			tv.run(&dispatch{ctx: ctx, ev: Event{r: &e.plain, payload: v, num: num}})
 			return nil
 		}
@@ -173,7 +174,7 @@ func (tv *typedView[T]) time(ctx context.Context, e *entry, v T, fn func(context
 		return err
 	}
 	ev := Event{r: &e.plain, payload: v, start: start, dur: time.Duration(monotonic() - start), num: e.count.Add(1) << attemptBits}
-	if ev.num%(sampleEvery<<attemptBits) == 0 {
+	if sampled(ev.num >> attemptBits) {
 		tv.run(&dispatch{ctx: ctx, ev: ev})
 		return nil
 	}

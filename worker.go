@@ -107,7 +107,7 @@ func (w *worker) handleSome() {
 		}
 		n := w.begun.Add(1)
 		it := &w.batch[w.next]
-		if !s.simple || n%sampleEvery == 0 || it.event.r.req != nil {
+		if !s.simple || sampled(n) || it.event.r.req != nil {
 			s.handle(w, *it)
 			continue
 		}
