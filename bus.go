@@ -31,10 +31,12 @@ type Bus struct {
 	names    names
 	life     context.Context // of all handlers, also of subscriptions that were stopped
 	end      context.CancelFunc
-	watchers atomic.Int64 // of Debugger.Watch
+	dropped  atomic.Uint64 // events, by all subscriptions there ever were
+	watchers atomic.Int64  // of Debugger.Watch
 
 	mu       sync.Mutex // guards what follows, and names; never held while user code or a transport runs
 	subs     map[*Subscription]struct{}
+	stopping map[*Subscription]struct{} // stopped, with handlers that may still run
 	order    int64
 	patterns trie[*Subscription] // subs by pattern
 	fresh    trie[*entry]        // topics whose view is not stale
@@ -62,7 +64,7 @@ func New(o Options) (*Bus, error) {
 		return nil, err
 	}
 	b := &Bus{opts: o, source: "//" + o.App + "/" + o.Instance, idPrefix: nonce() + "-",
-		subs: map[*Subscription]struct{}{}, feeds: map[feedKey]*feed{}}
+		subs: map[*Subscription]struct{}{}, stopping: map[*Subscription]struct{}{}, feeds: map[feedKey]*feed{}}
 	b.hung.bus = b
 	b.life, b.end = context.WithCancel(context.Background())
 	for _, wrap := range slices.Backward(o.PublishMiddleware) {
@@ -174,6 +176,16 @@ func (b *Bus) remove(s *Subscription) {
 	}
 	delete(f.members, s)
 	f.subs.Store(nil)
+}
+
+func (b *Bus) setStopping(s *Subscription, yes bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if yes {
+		b.stopping[s] = struct{}{}
+	} else {
+		delete(b.stopping, s)
+	}
 }
 
 func (b *Bus) transport() adapter.Adapter {

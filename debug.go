@@ -27,6 +27,7 @@ type Snapshot struct {
 	Attached      bool
 	Transport     adapter.Stats // zero unless Attached
 	Subscriptions []SubscriptionInfo
+	Dropped       uint64      // events that queues dropped, also of subscriptions that have ended
 	Topics        []TopicInfo // those remembered: at most some 4096 by name, and all typed ones
 }
 
@@ -64,7 +65,7 @@ type Hung struct {
 func (d *Debugger) Snapshot() Snapshot {
 	b := d.b
 	subs, _, a := b.members()
-	snap := Snapshot{App: b.opts.App, Instance: b.opts.Instance, Attached: a != nil}
+	snap := Snapshot{App: b.opts.App, Instance: b.opts.Instance, Attached: a != nil, Dropped: b.dropped.Load()}
 	if a != nil {
 		snap.Transport = a.Stats()
 	}
@@ -142,6 +143,17 @@ func (s *Subscription) where() string {
 			return ""
 		}
 	}
+}
+
+// Idle waits until every event that was accepted has been handled and no handler
+// runs on a queue, also of subscriptions that were stopped; it returns ctx's error
+// if that ends first. Called inside a handler it returns nil at once, since it
+// cannot wait for its own caller. A batch that waits for more events is not idle.
+func (d *Debugger) Idle(ctx context.Context) error {
+	if d.b.insideHandler() {
+		return nil
+	}
+	return d.b.idle(ctx)
 }
 
 // watchBuffer is how far who watches may fall behind before it misses events.

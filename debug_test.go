@@ -153,3 +153,35 @@ func TestWatchSeesWhatTheTransportBrings(t *testing.T) {
 		}
 	})
 }
+
+func TestIdleWaitsForWhatHandlersPublish(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus(t, tidings.Options{})
+		if err := b.Debugger().Idle(ctx); err != nil {
+			t.Errorf("a new bus: %v", err)
+		}
+		var inside error
+		left := 5
+		subscribe(t, b, "x", func(ctx context.Context, e tidings.Event) error {
+			time.Sleep(time.Second)
+			inside = b.Debugger().Idle(context.Background())
+			if left--; left > 0 {
+				return b.Publish(ctx, "y", nil)
+			}
+			return nil
+		}, nil)
+		subscribe(t, b, "y", func(ctx context.Context, e tidings.Event) error { return b.Publish(ctx, "x", nil) }, nil)
+		_ = b.Publish(ctx, "x", nil)
+		short, cancel := context.WithTimeout(ctx, time.Second/2)
+		defer cancel()
+		if err := b.Debugger().Idle(short); err != context.DeadlineExceeded {
+			t.Errorf("while it works: %v", err)
+		}
+		if err := b.Debugger().Idle(ctx); err != nil || left != 0 {
+			t.Errorf("%v with %d left", err, left)
+		}
+		if inside != nil {
+			t.Errorf("inside a handler: %v", inside)
+		}
+	})
+}

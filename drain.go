@@ -3,6 +3,7 @@ package tidings
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -76,15 +77,14 @@ func (b *Bus) drainAll(ctx context.Context) error {
 	err = errors.Join(err, each(listeners, drainSub))
 	b.hung.stop()
 	b.end()
+	err = errors.Join(err, b.stillStopping(ctx))
 	if a != nil {
 		err = errors.Join(err, a.Drain(ctx))
 	}
 	return err
 }
 
-// finishWork waits until nothing is taken and unfinished, or ctx ends. Handlers
-// may publish to each other meanwhile: all is done when every queue has been idle
-// while none of them took anything.
+// finishWork waits until nothing is taken and unfinished, or ctx ends.
 func (b *Bus) finishWork(ctx context.Context) {
 	subs, _, _ := b.members()
 	for _, s := range subs {
@@ -92,7 +92,15 @@ func (b *Bus) finishWork(ctx context.Context) {
 			q.hurry()
 		}
 	}
+	_ = b.idle(ctx) // each subscription tells what it has left
+}
+
+// idle waits until nothing is taken and unfinished. Handlers may publish to each
+// other meanwhile: all is done when every queue has been idle while none of them
+// took anything.
+func (b *Bus) idle(ctx context.Context) error {
 	for before, after := uint64(0), uint64(1); before != after; {
+		subs, _, _ := b.members()
 		before = b.activity(subs)
 		waits := []<-chan struct{}{b.work.idle()}
 		for _, s := range subs {
@@ -105,11 +113,30 @@ func (b *Bus) finishWork(ctx context.Context) {
 			select {
 			case <-idle:
 			case <-ctx.Done():
-				return
+				return context.Cause(ctx)
 			}
 		}
+		subs, _, _ = b.members() // new ones may have taken something
 		after = b.activity(subs)
 	}
+	return nil
+}
+
+// stillStopping names the subscriptions that were stopped and whose handlers still
+// run when ctx ends.
+func (b *Bus) stillStopping(ctx context.Context) error {
+	select {
+	case <-b.work.idle():
+		return nil
+	case <-ctx.Done():
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	for s := range b.stopping {
+		errs = append(errs, fmt.Errorf("%w: %s was stopped, and a handler of it still runs", context.Cause(ctx), s))
+	}
+	return errors.Join(errs...)
 }
 
 // activity is how much was ever begun.

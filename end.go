@@ -51,6 +51,7 @@ func (s *Subscription) Stop() {
 	}
 	s.bus.remove(s)
 	n := s.dropQueued("the subscription was stopped")
+	s.bus.setStopping(s, true)
 	s.bus.background(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
 		defer cancel()
@@ -60,6 +61,7 @@ func (s *Subscription) Stop() {
 		}
 		ctx2, cancel2 := context.WithTimeout(context.Background(), stopGrace)
 		defer cancel2()
+		s.bus.setStopping(s, false)
 		s.finish(s.joined.close(ctx2, s))
 		s.warnLeft("the subscription was stopped", n)
 	})

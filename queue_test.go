@@ -280,6 +280,40 @@ func TestCallsFromInsideHandlersReturn(t *testing.T) {
 	}
 }
 
+// A drain whose deadline passed says so, also when what still runs was stopped
+// before; and one that had nothing to do does not.
+func TestDrainNamesStoppedSubscriptions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus(t, tidings.Options{})
+		release := make(chan struct{})
+		s := subscribe(t, b, "x", func(context.Context, tidings.Event) error { <-release; return nil }, nil)
+		subscribe(t, b, "idle", func(context.Context, tidings.Event) error { return nil }, nil)
+		for range 3 {
+			_ = b.Publish(ctx, "x", nil)
+		}
+		synctest.Wait()
+		s.Stop()
+		deadline, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if err := b.Drain(deadline); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "was stopped") || strings.Contains(err.Error(), "idle") {
+			t.Errorf("Drain: %v", err)
+		}
+		close(release)
+		<-s.Done()
+		if n := b.Debugger().Snapshot().Dropped; n != 2 {
+			t.Errorf("%d events dropped, want 2", n)
+		}
+
+		late := newBus(t, tidings.Options{})
+		subscribe(t, late, "idle", func(context.Context, tidings.Event) error { return nil }, nil)
+		gone, cancel := context.WithCancel(ctx)
+		cancel()
+		if err := late.Drain(gone); err != nil {
+			t.Errorf("nothing was left, yet: %v", err)
+		}
+	})
+}
+
 func TestStopDropsAndCloseCancels(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, tidings.Options{})

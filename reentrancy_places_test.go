@@ -83,6 +83,9 @@ var calls = []struct {
 		}
 		return nil
 	}},
+	{name: "Debugger.Idle", do: func(c *cell, ctx context.Context, _ tidings.Event) error {
+		return c.bus.Debugger().Idle(ctx)
+	}},
 	{name: "Debugger.Watch", do: func(c *cell, ctx context.Context, _ tidings.Event) error {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()

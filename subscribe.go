@@ -359,6 +359,7 @@ func (s *Subscription) lose(e Event, why string) {
 		return
 	}
 	s.counts.dropped.Add(1)
+	s.bus.dropped.Add(1)
 }
 
 func (s *Subscription) warn(why string, args ...any) {
