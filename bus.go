@@ -29,8 +29,6 @@ type Bus struct {
 	work     tracker  // background tasks
 	hung     hungHandlers
 	names    names
-	life     context.Context // of all handlers, also of subscriptions that were stopped
-	end      context.CancelFunc
 	dropped  atomic.Uint64 // events, by all subscriptions there ever were
 	watchers atomic.Int64  // of Debugger.Watch
 
@@ -66,7 +64,6 @@ func New(o Options) (*Bus, error) {
 	b := &Bus{opts: o, source: "//" + o.App + "/" + o.Instance, idPrefix: nonce() + "-",
 		subs: map[*Subscription]struct{}{}, stopping: map[*Subscription]struct{}{}, feeds: map[feedKey]*feed{}}
 	b.hung.bus = b
-	b.life, b.end = context.WithCancel(context.Background())
 	for _, wrap := range slices.Backward(o.PublishMiddleware) {
 		if b.around == nil {
 			b.around = b.publishInside
@@ -185,6 +182,16 @@ func (b *Bus) setStopping(s *Subscription, yes bool) {
 		b.stopping[s] = struct{}{}
 	} else {
 		delete(b.stopping, s)
+	}
+}
+
+// cancelStopping ends the contexts of handlers whose subscriptions are no members
+// any more.
+func (b *Bus) cancelStopping() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for s := range b.stopping {
+		s.cancel()
 	}
 }
 

@@ -318,3 +318,21 @@ func TestNamesThatAreNeverSeenAgainAreForgotten(t *testing.T) {
 		t.Error("a typed topic was forgotten")
 	}
 }
+
+// Tests of other packages use the Default bus in bubble after bubble.
+func TestDefaultBusInSeveralBubbles(t *testing.T) {
+	for range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			s, err := tidings.Subscribe(ctx, "bubble.x", func(context.Context, tidings.Event) error { return nil }, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tidings.Publish(ctx, "bubble.x", 1); err != nil {
+				t.Error(err)
+			}
+			if err := s.Drain(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -76,7 +76,7 @@ func (b *Bus) drainAll(ctx context.Context) error {
 	b.finishWork(ctx)
 	err = errors.Join(err, each(listeners, drainSub))
 	b.hung.stop()
-	b.end()
+	b.cancelStopping()
 	err = errors.Join(err, b.stillStopping(ctx))
 	if a != nil {
 		err = errors.Join(err, a.Drain(ctx))
@@ -168,11 +168,12 @@ func (b *Bus) Close() error {
 		return nil
 	}
 	b.hung.stop()
-	b.end()
 	subs, _, a := b.members()
 	for _, s := range subs {
+		s.cancel()
 		s.Stop()
 	}
+	b.cancelStopping()
 	if a != nil {
 		return a.Close()
 	}

@@ -49,9 +49,9 @@ func (s *Subscription) Stop() {
 	if !s.ending.CompareAndSwap(false, true) {
 		return
 	}
+	s.bus.setStopping(s, true)
 	s.bus.remove(s)
 	n := s.dropQueued("the subscription was stopped")
-	s.bus.setStopping(s, true)
 	s.bus.background(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
 		defer cancel()

@@ -126,7 +126,7 @@ func (s *Subscription) init(b *Bus, pattern string, o SubscribeOptions) {
 		s.byRef = func(ctx context.Context, e *Event) error { return h(ctx, *e) }
 	}
 	s.simple = !o.Durable && o.Timeout == 0 && o.Retry.Attempts <= 1 && s.batch == nil
-	s.handlers, s.cancel = context.WithCancel(b.life)
+	s.handlers, s.cancel = context.WithCancel(context.Background())
 	if o.Inline {
 		return
 	}
