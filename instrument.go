@@ -96,8 +96,8 @@ func (e *entry) timed(ctx context.Context, v *view, payload any, start int64, er
 		return
 	}
 	if len(v.queued) > 0 {
-		if err := v.enqueue(&d); err != nil {
-			e.bus.report(ctx, &Error{Op: "instrument", Topic: e.topic, Err: err})
+		if accepted, err := v.enqueue(&d); err != nil {
+			e.bus.report(ctx, &Error{Op: "instrument", Topic: e.topic, Accepted: accepted, Err: err})
 		}
 	}
 	v.run(&d)

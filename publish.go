@@ -76,9 +76,9 @@ func (e *entry) publish(ctx context.Context, payload any) error {
 	d := dispatch{ctx: ctx}
 	e.fill(&d.ev, payload)
 	if len(v.queued) > 0 {
-		if err := v.enqueue(&d); err != nil {
+		if accepted, err := v.enqueue(&d); err != nil {
 			v.run(&d)
-			return &Error{Op: "publish", Topic: e.topic, Accepted: len(v.inline) > 0 || len(v.queued) > 1, Err: err}
+			return &Error{Op: "publish", Topic: e.topic, Accepted: accepted || len(v.inline) > 0, Err: err}
 		}
 	}
 	v.run(&d)
@@ -160,7 +160,8 @@ func (v *view) unfinished(d *dispatch, p any) {
 	}
 }
 
-func (v *view) enqueue(d *dispatch) error {
+// enqueue reports whether any queue has accepted the event.
+func (v *view) enqueue(d *dispatch) (accepted bool, err error) {
 	var errs []error
 	for i, q := range v.queues {
 		if q != nil && q.offer(d.ctx, &d.ev) == putOK {
@@ -172,9 +173,9 @@ func (v *view) enqueue(d *dispatch) error {
 		}
 	}
 	if errs == nil {
-		return nil
+		return true, nil
 	}
-	return join(errs)
+	return len(errs) < len(v.queues), join(errs)
 }
 
 func (e *entry) publishSlow(ctx context.Context, payload any) error {
@@ -275,7 +276,7 @@ func (e *entry) send(ctx context.Context, class adapter.Class, to route, ev Even
 	for _, s := range to.inline {
 		err := s.call(ctx, local)
 		local.answered(err)
-		if err != nil && b.opts.Strict {
+		if err != nil && b.opts.Strict && !s.watcher {
 			errs = append(errs, err)
 		}
 	}

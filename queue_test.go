@@ -335,3 +335,37 @@ func TestStopDropsAndCloseCancels(t *testing.T) {
 		}
 	})
 }
+
+// Accepted is true exactly if somebody took the event.
+func TestAcceptedTellsWhetherAnybodyTookIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus(t, tidings.Options{})
+		var releases []chan struct{}
+		for range 2 {
+			_, release := held(t, b, tidings.SubscribeOptions{Queue: 1, Overflow: tidings.Fail})
+			releases = append(releases, release)
+		}
+		publish := func() (accepted bool, err error) {
+			err = b.Publish(ctx, "x", 1)
+			synctest.Wait()
+			var e *tidings.Error
+			return errors.As(err, &e) && e.Accepted, err
+		}
+		for range 2 {
+			if _, err := publish(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if accepted, err := publish(); accepted || !errors.Is(err, tidings.ErrOverflow) {
+			t.Errorf("both full: %v, accepted %v", err, accepted)
+		}
+		releases[0] <- struct{}{}
+		synctest.Wait()
+		if accepted, err := publish(); !accepted || !errors.Is(err, tidings.ErrOverflow) {
+			t.Errorf("one full: %v, accepted %v", err, accepted)
+		}
+		close(releases[0])
+		close(releases[1])
+		drain(t, b)
+	})
+}
