@@ -190,6 +190,7 @@ func (e *entry) begin(ctx context.Context, payload any) (context.Context, *Span)
 // start shows the beginning to those who want to see it.
 func (s *Span) start(outer context.Context) context.Context {
 	ctx := context.WithValue(outer, blockKey{}, &block{event: s.event, outer: Parent(outer, s.event)})
+	var errs []error
 	for _, sub := range s.to.inline {
 		if sub.opts.Start == nil {
 			continue
@@ -202,10 +203,12 @@ func (s *Span) start(outer context.Context) context.Context {
 		}); err != nil {
 			sub.failed(ctx, s.event, err)
 			if s.e.bus.opts.Strict {
-				s.startErr = err
-				return ctx
+				errs = append(errs, err)
 			}
 		}
+	}
+	if errs != nil {
+		s.startErr = &Error{Op: "instrument", Topic: s.e.topic, Err: join(errs)}
 	}
 	return ctx
 }
