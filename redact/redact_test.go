@@ -123,6 +123,13 @@ func TestDefaultNamesAreThoseOfTheComment(t *testing.T) {
 	}
 }
 
+func TestKeysOfAnyType(t *testing.T) {
+	got := redact.New().Value(map[any]string{"token": "x", 1: "kept", nil: "kept"})
+	if want := (map[any]string{"token": redact.Filtered, 1: "kept", nil: "kept"}); !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
 func TestZeroFilterObeysTagsOnly(t *testing.T) {
 	type user struct {
 		Password string
@@ -150,6 +157,11 @@ func TestNothingToFilterIsNotCopied(t *testing.T) {
 		if got := f.Value(raw).(json.RawMessage); string(got) != data {
 			t.Errorf("%s became %s", data, got)
 		}
+	}
+	clean := map[string]any{"a": 1}
+	part := f.Value(map[string]any{"token": "x", "clean": clean}).(map[string]any)["clean"]
+	if reflect.ValueOf(part).Pointer() != reflect.ValueOf(clean).Pointer() {
+		t.Error("a part without a secret was copied")
 	}
 	if f.Value(nil) != nil || f.Value(7) != 7 || f.Value((*inner)(nil)) != (*inner)(nil) {
 		t.Error("nil or a number was changed")

@@ -226,7 +226,7 @@ func TestTagsAndContext(t *testing.T) {
 		}
 	}
 	type m = map[string]any
-	outer := report.Tagged(t.Context(), "web", m{"a": 1, "context": 2, "source_location": 3}, nil, struct{}{}, 7)
+	outer := report.Tagged(t.Context(), "web", m{"a": 1, "context": m{"x": 1}, "source_location": 3}, nil, struct{}{}, 7)
 	step(outer, m{"web": true, "a": 1}, nil)
 	inner := report.Tagged(outer, tenant("acme"), m{"a": 2}, map[tenant]int{"b": 3}, &user{Name: "Ada"})
 	step(inner, m{"web": true, "a": 2, "b": 3, "report_test.tenant": tenant("acme"), "report_test.user": &user{Name: "Ada"}}, nil)
