@@ -264,7 +264,7 @@ func TestRow41BusesAreApart(t *testing.T) {
 	all.want(t, "one row41.n")
 	_ = onOne.On(two).Publish(ctx, 1)
 	all.want(t, "two row41.n")
-	if tidings.Default() != tidings.Default() {
+	if first := tidings.Default(); tidings.Default() != first {
 		t.Error("the Default bus was replaced")
 	}
 }
