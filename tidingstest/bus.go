@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode"
@@ -38,8 +39,9 @@ type Bus struct {
 	timeout time.Duration
 	calls   calls
 	errs    failures
-	drops   drops
 	log     *output
+
+	dropsAllowed atomic.Bool
 }
 
 // kits finds the Bus of a bus: Record is given the latter. Entries go when their
@@ -87,11 +89,9 @@ func (b *Bus) options(opts Options) tidings.Options {
 	if o.App == "" {
 		o.App = appName(b.t.Name())
 	}
-	var to slog.Handler = slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})
-	if o.Logger != nil {
-		to = o.Logger.Handler()
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	o.Logger = slog.New(dropHandler{to, &b.drops})
 	theirs := o.OnError
 	o.OnError = func(ctx context.Context, err error) {
 		b.errs.add(err)

@@ -16,8 +16,9 @@ import (
 // those of SubscribeBatch, which has none.
 type calls struct {
 	mu        sync.Mutex
-	running   []*call // in the order they began
-	changed   chan struct{}
+	running   []*call       // in the order they began
+	begun     uint64        // ever
+	none      chan struct{} // closed when none runs; nil when nobody waits
 	recorders []*Recorder
 }
 
@@ -43,6 +44,7 @@ func (cs *calls) begin(place string, e tidings.Event) *call {
 	c := &call{place: place, event: e, goroutine: self()}
 	cs.mu.Lock()
 	cs.running = append(cs.running, c)
+	cs.begun++
 	recorders := cs.recorders
 	cs.mu.Unlock()
 	for _, r := range recorders {
@@ -55,21 +57,42 @@ func (cs *calls) end(c *call) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	cs.running = slices.DeleteFunc(cs.running, func(x *call) bool { return x == c })
-	if cs.changed != nil {
-		close(cs.changed)
-		cs.changed = nil
+	if len(cs.running) == 0 && cs.none != nil {
+		close(cs.none)
+		cs.none = nil
 	}
 }
 
-// look returns the handlers that run, and a channel that is closed when the next
-// of them ends.
-func (cs *calls) look() ([]*call, <-chan struct{}) {
+// wait returns once no handler runs, with how many ever did.
+func (cs *calls) wait(ctx context.Context) (begun uint64, err error) {
+	for {
+		begun, none := cs.look()
+		if none == nil {
+			return begun, nil
+		}
+		select {
+		case <-none:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+// look returns how many handlers ever began, and a channel that is closed when
+// none runs; nil if that is so already.
+func (cs *calls) look() (begun uint64, none <-chan struct{}) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	if cs.changed == nil {
-		cs.changed = make(chan struct{})
+	if len(cs.running) > 0 && cs.none == nil {
+		cs.none = make(chan struct{})
 	}
-	return slices.Clone(cs.running), cs.changed
+	return cs.begun, cs.none
+}
+
+func (cs *calls) list() []*call {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	return slices.Clone(cs.running)
 }
 
 func (cs *calls) follow(r *Recorder) {

@@ -2,6 +2,7 @@ package tidingstest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,13 +11,18 @@ import (
 	"github.com/tidings-go/tidings"
 )
 
+// AllowDrops says that dropped events are no failure of this test: for tests of
+// Overflow, or that stop a subscription with work in its queue.
+func (b *Bus) AllowDrops() { b.dropsAllowed.Store(true) }
+
 // finish is the end of the test: it ends the bus and fails the test for what was
 // left behind.
 func (b *Bus) finish() {
 	b.t.Helper()
 	defer b.log.close()
 	defer kits.Delete(b.Bus)
-	b.drain()
+	subs := b.Debugger().Snapshot().Subscriptions // a drained bus has none
+	dropped := b.drain()
 	unhandled, missing := b.errs.report()
 	for _, err := range unhandled {
 		b.t.Errorf("tidingstest: an error that was not expected: %v", err)
@@ -24,14 +30,30 @@ func (b *Bus) finish() {
 	for _, what := range missing {
 		b.t.Errorf("tidingstest: the expected error did not come: %s", what)
 	}
-	for _, drop := range b.drops.report() {
-		b.t.Errorf("tidingstest: dropped %s", drop)
+	if dropped > 0 && !b.dropsAllowed.Load() {
+		b.t.Errorf("tidingstest: %d events were dropped; the log of the bus names the first of each burst:\n%s", dropped, drops(subs, dropped))
 	}
 }
 
-// drain ends the bus, and waits for handlers that Drain does not wait for: those
-// of a bus that the test has closed, and inline ones.
-func (b *Bus) drain() {
+// drops says whose queues dropped so many events.
+func drops(subs []tidings.SubscriptionInfo, total uint64) string {
+	var out strings.Builder
+	for _, s := range subs {
+		if s.Dropped > 0 {
+			fmt.Fprintf(&out, "  %d by the subscription %s of group %q, made at %s\n", s.Dropped, s.Pattern, s.Group, s.Place)
+			total -= min(s.Dropped, total)
+		}
+	}
+	if total > 0 {
+		fmt.Fprintf(&out, "  %d by subscriptions that had ended, or while the bus was drained\n", total)
+	}
+	return out.String()
+}
+
+// drain ends the bus, waits for handlers that Drain does not wait for (those of a
+// bus that the test has closed, and inline ones), and returns how many events were
+// dropped. What the deadline cuts does not count: it is reported as unfinished.
+func (b *Bus) drain() (dropped uint64) {
 	b.t.Helper()
 	d := limit(b.t, b.timeout)
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -41,13 +63,13 @@ func (b *Bus) drain() {
 	// subscriptions, and handlers may obey their context and be gone.
 	timer := time.AfterFunc(d, func() {
 		defer close(looked)
-		left = b.unfinished()
-		b.drops.stop()
+		left, dropped = b.unfinished(), b.Debugger().Snapshot().Dropped
 		cancel(fmt.Errorf("not idle after %v", d))
 	})
-	err := b.Bus.Drain(ctx)
-	b.awaitCalls(ctx)
-	if !timer.Stop() {
+	err := errors.Join(b.Bus.Drain(ctx), b.settle(ctx))
+	if timer.Stop() {
+		dropped = b.Debugger().Snapshot().Dropped
+	} else {
 		<-looked
 	}
 	switch {
@@ -56,27 +78,15 @@ func (b *Bus) drain() {
 	case err != nil:
 		b.t.Errorf("tidingstest: the bus has not ended well: %v", err)
 	}
-}
-
-func (b *Bus) awaitCalls(ctx context.Context) {
-	for {
-		running, changed := b.calls.look()
-		if len(running) == 0 {
-			return
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
-	}
+	return dropped
 }
 
 // unfinished describes the handlers that run and the events that wait; it is
-// empty if there are none.
+// empty if there are none. It looks itself for what a Snapshot does not have: the
+// handlers of inline and of ended subscriptions, and stacks before HungAfter.
 func (b *Bus) unfinished() string {
 	var out strings.Builder
-	running, _ := b.calls.look()
+	running := b.calls.list()
 	dump, known := stacks(), func(place string) bool {
 		return slices.ContainsFunc(running, func(c *call) bool { return c.place == place })
 	}
@@ -87,26 +97,30 @@ func (b *Bus) unfinished() string {
 		fmt.Fprintf(&out, "subscription %s of group %q, made at %s: %d handlers running, %d events queued\n",
 			s.Pattern, s.Group, s.Place, s.Running, s.Queued)
 		if s.Running > 0 && !known(s.Place) {
-			out.WriteString(batchStacks(s, dump))
+			out.WriteString(batchStacks(s.Hung, dump))
 		}
 	}
 	for _, c := range running {
 		fmt.Fprintf(&out, "handler of the subscription made at %s has not ended, for %s, attempt %d:\n%s\n",
 			c.place, c.event, c.event.Attempt(), find(dump, func(s string) bool { return strings.HasPrefix(s, c.goroutine) }))
 	}
+	if out.Len() == 0 { // what is waited for is of a subscription that has ended
+		out.WriteString(batchStacks(nil, dump))
+	}
 	return out.String()
 }
 
 // batchStacks is for handlers whose calls the kit does not see: their stacks as
 // the bus has found them, or else those of all batch handlers of the process.
-func batchStacks(s tidings.SubscriptionInfo, dump []string) string {
-	if len(s.Hung) > 0 {
-		return string(s.Hung[0].Stack) + "\n"
+func batchStacks(hung []tidings.Hung, dump []string) string {
+	if len(hung) > 0 {
+		return string(hung[0].Stack) + "\n"
 	}
-	if stack := find(dump, func(s string) bool { return strings.Contains(s, "tidings.(*worker).handleBatch(") }); stack != "" {
-		return "one of these, the batch handlers of this process:\n" + stack + "\n"
+	stack := find(dump, func(s string) bool { return strings.Contains(s, "tidings.(*worker).handleBatch(") })
+	if stack == "" {
+		return ""
 	}
-	return ""
+	return "one of these, the batch handlers of this process:\n" + stack + "\n"
 }
 
 // find joins the stacks that are wanted.

@@ -222,7 +222,9 @@ func (r *Recorder) settle() {
 		return
 	}
 	d := limit(r.t, r.timeout)
-	if !settle(r.bus, nil, d) {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	if r.bus.Debugger().Idle(ctx) != nil {
 		r.t.Fatalf("tidingstest: the bus is not idle after %v", d)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strings"
@@ -177,6 +178,11 @@ func TestAHandlerOfAnEndedSubscriptionIsSeen(t *testing.T) {
 	for name, end := range map[string]func(*tidingstest.Bus, *tidings.Subscription){
 		"stopped": func(_ *tidingstest.Bus, s *tidings.Subscription) { s.Stop() },
 		"closed":  func(b *tidingstest.Bus, _ *tidings.Subscription) { _ = b.Close() },
+		"drained in vain": func(_ *tidingstest.Bus, s *tidings.Subscription) {
+			over, cancel := context.WithCancel(ctx)
+			cancel()
+			_ = s.Drain(over)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -202,6 +208,34 @@ func TestAHandlerOfAnEndedSubscriptionIsSeen(t *testing.T) {
 					<-begun
 					end(b, s)
 				}))
+			})
+		})
+	}
+}
+
+// The kit's middleware is not around batch handlers: the bus alone knows that they
+// run, and no Snapshot shows them any more.
+func TestABatchHandlerOfAnEndedSubscriptionIsSeen(t *testing.T) {
+	for name, end := range map[string]func(*tidingstest.Bus, *tidings.Subscription){
+		"stopped":               func(_ *tidingstest.Bus, s *tidings.Subscription) { s.Stop() },
+		"closed":                func(b *tidingstest.Bus, _ *tidings.Subscription) { _ = b.Close() },
+		"stopped, then settled": func(b *tidingstest.Bus, s *tidings.Subscription) { s.Stop(); b.Settle() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				release, begun := make(chan struct{}), make(chan struct{})
+				wantFailure(t, outcome(t, func(t testing.TB) {
+					b := tidingstest.New(t)
+					s, err := b.SubscribeBatch(ctx, "a", func(context.Context, []tidings.Event) error { close(begun); stuckHere(release); return nil },
+						&tidings.SubscribeOptions{BatchSize: 1})
+					if err != nil {
+						t.Fatalf("%v", err)
+					}
+					publish(t, b, "a", nil)
+					<-begun
+					end(b, s)
+				}), "after 5s", "stuckHere")
+				close(release)
 			})
 		})
 	}
@@ -260,21 +294,26 @@ func TestDroppedEventsFailTheTest(t *testing.T) {
 		publish(t, b, "drop.c", nil)
 		close(release)
 	}
-	wantFailure(t, outcome(t, func(t testing.TB) { overflow(t, tidingstest.New(t)) }), "dropped drop.c", "drop.*")
+	got := outcome(t, func(t testing.TB) { overflow(t, tidingstest.New(t)) })
+	wantFailure(t, got, "1 events were dropped", "1 by the subscription drop.* ", "tidingstest_test.go:")
+	if strings.Contains(got, "had ended") {
+		t.Error("a drop is reported twice")
+	}
 	wantSuccess(t, outcome(t, func(t testing.TB) {
 		b := tidingstest.New(t)
 		b.AllowDrops()
 		overflow(t, b)
 	}))
 	wantFailure(t, outcome(t, func(t testing.TB) {
-		b, release, begun := tidingstest.New(t), make(chan struct{}), make(chan struct{}, 2)
+		quiet := tidings.Options{Logger: slog.New(slog.DiscardHandler)} // what counts is not what is logged
+		b, release, begun := tidingstest.New(t, tidingstest.Options{Bus: quiet}), make(chan struct{}), make(chan struct{}, 2)
 		s := subscribe(t, b, "a", func(context.Context, tidings.Event) error { begun <- struct{}{}; <-release; return nil }, nil)
 		publish(t, b, "a", nil)
 		<-begun
 		publish(t, b, "a", nil)
 		s.Stop()
 		close(release)
-	}), "by the subscription a ", "was stopped")
+	}), "1 events were dropped", "1 by subscriptions that had ended")
 }
 
 func TestPayloadsMustBeEncodable(t *testing.T) {
@@ -441,6 +480,53 @@ func TestSettleWaitsForBatches(t *testing.T) {
 	if n != 250 {
 		t.Errorf("%d of 250 handled", n)
 	}
+}
+
+// Inline handlers run on no queue, and may give work to one.
+func TestSettleWaitsForInlineHandlersOfOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, began := tidingstest.New(t), time.Now()
+		begun := make(chan struct{})
+		subscribe(t, b, "a", func(ctx context.Context, _ tidings.Event) error {
+			close(begun)
+			time.Sleep(time.Second)
+			return b.Publish(ctx, "b", nil)
+		}, &tidings.SubscribeOptions{Inline: true})
+		subscribe(t, b, "b", func(context.Context, tidings.Event) error { time.Sleep(time.Second); return nil }, nil)
+		go func() { _ = b.Publish(ctx, "a", nil) }()
+		<-begun
+		b.Settle()
+		if d := time.Since(began); d != 2*time.Second {
+			t.Errorf("settled after %v, want 2s", d)
+		}
+	})
+}
+
+// And they may begin, and give it work, while the queues are waited for.
+func TestSettleWaitsForInlineHandlersThatBeginMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, began := tidingstest.New(t), time.Now()
+		begun := make(chan struct{})
+		subscribe(t, b, "a", func(ctx context.Context, _ tidings.Event) error {
+			time.Sleep(2 * time.Second)
+			return b.Publish(ctx, "c", nil)
+		}, &tidings.SubscribeOptions{Inline: true})
+		subscribe(t, b, "c", func(context.Context, tidings.Event) error { time.Sleep(time.Second); return nil }, nil)
+		if _, err := b.SubscribeBatch(ctx, "b", func(context.Context, []tidings.Event) error {
+			go func() { <-time.After(time.Second); _ = b.Publish(ctx, "a", nil) }()
+			close(begun)
+			time.Sleep(2 * time.Second)
+			return nil
+		}, &tidings.SubscribeOptions{BatchSize: 1}); err != nil {
+			t.Fatal(err)
+		}
+		publish(t, b, "b", nil)
+		<-begun
+		b.Settle()
+		if d := time.Since(began); d != 4*time.Second {
+			t.Errorf("settled after %v, want 4s", d)
+		}
+	})
 }
 
 func TestSettleFails(t *testing.T) {
