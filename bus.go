@@ -34,7 +34,7 @@ type Bus struct {
 
 	mu       sync.Mutex // guards what follows, and names; never held while user code or a transport runs
 	subs     map[*Subscription]struct{}
-	stopping map[*Subscription]struct{} // stopped, with handlers that may still run
+	stopping map[*Subscription]struct{} // ending, with handlers that may still run
 	order    int64
 	patterns trie[*Subscription] // subs by pattern
 	fresh    trie[*entry]        // topics whose view is not stale
@@ -203,8 +203,13 @@ func (b *Bus) transport() adapter.Adapter {
 
 // report tells the log and OnError.
 func (b *Bus) report(ctx context.Context, err error) {
+	b.tell(ctx, err, func() { b.opts.Logger.ErrorContext(ctx, err.Error()) })
+}
+
+// tell is report with a log line of its own.
+func (b *Bus) tell(ctx context.Context, err error, log func()) {
 	b.inside(func() {
-		b.opts.Logger.ErrorContext(ctx, err.Error())
+		log()
 		if b.opts.OnError == nil {
 			return
 		}

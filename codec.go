@@ -15,7 +15,10 @@ type Codec interface {
 	Decode(data []byte, contentType string, v any) error
 }
 
-// jsonCodec is the default: JSON, but for what is bytes or text already.
+// JSON is the default codec: JSON, but for what is bytes or text already; []byte,
+// json.RawMessage and string go as they are.
+var JSON Codec = jsonCodec{}
+
 type jsonCodec struct{}
 
 func (jsonCodec) Encode(v any) ([]byte, string, error) {

@@ -136,7 +136,7 @@ func (s *Subscription) where() string {
 	frames := runtime.CallersFrames(s.place[:])
 	for {
 		f, more := frames.Next()
-		if f.File != "" && !strings.HasPrefix(f.Function, "github.com/tidings-go/tidings.") {
+		if f.File != "" && !isOurs(f.Function) {
 			return fmt.Sprintf("%s:%d", f.File, f.Line)
 		}
 		if !more {
@@ -154,6 +154,12 @@ func (d *Debugger) Idle(ctx context.Context) error {
 		return nil
 	}
 	return d.b.idle(ctx)
+}
+
+// isOurs: packages that subscribe for their callers.
+func isOurs(function string) bool {
+	path, in := strings.CutPrefix(function, "github.com/tidings-go/tidings")
+	return in && (path[0] == '.' || strings.HasPrefix(path, "/subscriber.") || strings.HasPrefix(path, "/report."))
 }
 
 // watchBuffer is how far who watches may fall behind before it misses events.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -182,6 +183,36 @@ func TestIdleWaitsForWhatHandlersPublish(t *testing.T) {
 		}
 		if inside != nil {
 			t.Errorf("inside a handler: %v", inside)
+		}
+	})
+}
+
+// Nor does it overlook a subscription that is being drained, or was in vain.
+func TestIdleWaitsForSubscriptionsThatEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus(t, tidings.Options{})
+		for name, end := range map[string]func(*tidings.Subscription){
+			"Stop":  func(s *tidings.Subscription) { s.Stop() },
+			"Drain": func(s *tidings.Subscription) { _ = s.Drain(ctx) },
+			"Drain with a deadline": func(s *tidings.Subscription) {
+				short, cancel := context.WithTimeout(ctx, time.Millisecond)
+				defer cancel()
+				_ = s.Drain(short)
+			},
+		} {
+			var handled atomic.Int32
+			s := subscribe(t, b, "x", func(context.Context, tidings.Event) error {
+				time.Sleep(time.Second)
+				handled.Add(1)
+				return nil
+			}, nil)
+			_ = b.Publish(ctx, "x", nil)
+			synctest.Wait()
+			go end(s)
+			time.Sleep(10 * time.Millisecond)
+			if err := b.Debugger().Idle(ctx); err != nil || handled.Load() != 1 {
+				t.Errorf("%s: %v, %d handled", name, err, handled.Load())
+			}
 		}
 	})
 }

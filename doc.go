@@ -70,7 +70,8 @@
 // # Handlers
 //
 // Handlers run on their subscription's workers, from a bounded queue, unless
-// Inline. They get the publisher's context values, not its cancellation. An error
+// Inline, and get the publisher's context values, not its cancellation. Inline
+// handlers get the publisher's context as it is. An error
 // is reported, and retried as Retry says. A panic, or a handler that never
 // returns, stays in its own subscription; the latter is named in the log with its
 // stack. Every method of the bus may be called inside every handler, and wherever

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -68,7 +69,13 @@ func (b *Bus) drainAll(ctx context.Context) error {
 	b.mu.Lock()
 	b.setState(stateClosed)
 	b.mu.Unlock()
-	drainSub := func(s *Subscription) error { return s.drain(ctx) }
+	drainSub := func(s *Subscription) error {
+		var own *Error
+		if err := s.drain(ctx); !errors.As(err, &own) {
+			return err
+		}
+		return own.Err // it names the subscription
+	}
 	// The bus's own events tell of the last acknowledgements: who listens to them
 	// goes last.
 	listeners := slices.DeleteFunc(slices.Clone(subs), func(s *Subscription) bool { return !isOwn(s.pattern) })
@@ -100,7 +107,7 @@ func (b *Bus) finishWork(ctx context.Context) {
 // took anything.
 func (b *Bus) idle(ctx context.Context) error {
 	for before, after := uint64(0), uint64(1); before != after; {
-		subs, _, _ := b.members()
+		subs := b.working()
 		before = b.activity(subs)
 		waits := []<-chan struct{}{b.work.idle()}
 		for _, s := range subs {
@@ -116,10 +123,17 @@ func (b *Bus) idle(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		}
-		subs, _, _ = b.members() // new ones may have taken something
-		after = b.activity(subs)
+		after = b.activity(b.working()) // new ones may have taken something
 	}
 	return nil
+}
+
+// working are the members and those that are about to be none.
+func (b *Bus) working() []*Subscription {
+	subs, _, _ := b.members()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append(subs, slices.Collect(maps.Keys(b.stopping))...)
 }
 
 // stillStopping names the subscriptions that were stopped and whose handlers still

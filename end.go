@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tidings-go/tidings/internal/goid"
+	"github.com/tidings-go/tidings/internal/loop"
 )
 
 // stopGrace bounds the clean-up behind Stop and Close, which nobody waits for.
@@ -30,7 +31,9 @@ func (s *Subscription) Drain(ctx context.Context) error {
 
 func (s *Subscription) drain(ctx context.Context) error {
 	if s.ending.CompareAndSwap(false, true) {
+		s.bus.setStopping(s, true)
 		s.finish(s.leave(ctx), s.settleAll(ctx))
+		s.forget()
 		s.warnLeft("the deadline of a drain ended first", int(s.left.Load()))
 		return s.err
 	}
@@ -67,8 +70,9 @@ func (s *Subscription) Stop() {
 	})
 }
 
-// Done is closed once the subscription has ended and no handler of it runs, or
-// once Drain has given up waiting for one.
+// Done is closed once the subscription has ended and no handler of it runs on its
+// queue, or once Drain has given up waiting for one. An inline handler may still be
+// called on a publisher's goroutine, for a block that began before.
 func (s *Subscription) Done() <-chan struct{} { return s.done }
 
 // Err says why the subscription ended: nil while it lives and after a clean end,
@@ -149,6 +153,25 @@ func (s *Subscription) dropQueued(why string) (n int) {
 		}
 	}
 	return n
+}
+
+// forget lets go of a subscription once its workers have ended, which a drain that
+// was cut has not waited for.
+func (s *Subscription) forget() {
+	for _, w := range s.workers {
+		select {
+		case <-w.loop.Done():
+		default:
+			loop.Go(func(context.Context) {
+				for _, w := range s.workers {
+					<-w.loop.Done()
+				}
+				s.bus.setStopping(s, false)
+			})
+			return
+		}
+	}
+	s.bus.setStopping(s, false)
 }
 
 // warnLeft comes when all is over: the log may ask for that.

@@ -246,7 +246,7 @@ func (e Event) String() string { return e.Topic() + " " + e.ID() }
 
 func (e Event) codec() Codec {
 	if e.r.bus == nil {
-		return jsonCodec{}
+		return JSON
 	}
 	return e.r.bus.opts.Codec
 }

@@ -117,7 +117,9 @@ func (e *entry) instrumentSlow(ctx context.Context, payload any, fn func(context
 			return
 		}
 		p := recover()
-		_ = s.end(blockError(p)) // the panic goes on; it cannot be an error as well
+		if strict := s.end(blockError(p)); strict != nil {
+			e.bus.report(ctx, strict) // the panic goes on; it cannot be an error as well
+		}
 		if p != nil {
 			panic(p)
 		}
@@ -152,7 +154,11 @@ func (b *Bus) Begin(ctx context.Context, topic string, payload any) (context.Con
 		b.report(ctx, &Error{Op: "instrument", Topic: topic, Err: err})
 		return ctx, nil
 	}
-	return e.begin(ctx, payload)
+	inner, s := e.begin(ctx, payload)
+	if s != nil && s.startErr != nil { // a strict bus; there is nobody else to tell
+		b.report(ctx, s.startErr)
+	}
+	return inner, s
 }
 
 // End publishes the event, with its duration and err. Only the first call does;
@@ -175,11 +181,11 @@ func (e *entry) begin(ctx context.Context, payload any) (context.Context, *Span)
 	if v == nil || v == closedView || !v.wanted() {
 		return ctx, nil
 	}
-	s := &Span{e: e, ctx: ctx, to: v.route(e.topic), class: v.instr}
-	if s.to.nobody() && s.class == 0 {
+	to := v.route(e.topic)
+	if to.nobody() && v.instr == 0 {
 		return ctx, nil
 	}
-	s.event = e.newEvent(payload)
+	s := &Span{e: e, ctx: ctx, to: to, class: v.instr, event: e.newEvent(payload)}
 	if v.starts {
 		s.ctx = s.start(ctx)
 	}
@@ -189,19 +195,26 @@ func (e *entry) begin(ctx context.Context, payload any) (context.Context, *Span)
 
 // start shows the beginning to those who want to see it.
 func (s *Span) start(outer context.Context) context.Context {
-	ctx := context.WithValue(outer, blockKey{}, &block{event: s.event, outer: Parent(outer, s.event)})
+	shown := s.event // s.event's payload may still be filled in
+	if s.e.bus.opts.Redact != nil {
+		if err := s.e.bus.redact(&shown); err != nil {
+			s.e.bus.report(outer, &Error{Op: "instrument", Topic: s.e.topic, Err: err})
+			shown.payload = nil
+		}
+	}
+	ctx := context.WithValue(outer, blockKey{}, &block{event: shown, outer: Parent(outer, s.event)})
 	var errs []error
 	for _, sub := range s.to.inline {
 		if sub.opts.Start == nil {
 			continue
 		}
 		if err := protect(func() error {
-			if c := sub.opts.Start(ctx, s.event); c != nil {
+			if c := sub.opts.Start(ctx, shown); c != nil {
 				ctx = c
 			}
 			return nil
 		}); err != nil {
-			sub.failed(ctx, s.event, err)
+			sub.failed(ctx, shown, err)
 			if s.e.bus.opts.Strict {
 				errs = append(errs, err)
 			}

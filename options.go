@@ -31,14 +31,19 @@ type Options struct {
 	// come first. Without any, what is published goes live and what is instrumented
 	// stays local; with routes they alone decide, and what none matches stays local.
 	Routes []Route
-	// Codec encodes payloads that leave the process. Default: JSON; []byte,
-	// json.RawMessage and string go as they are.
+	// Codec encodes payloads that leave the process. Default: [JSON].
 	Codec Codec
 	// Logger gets what has no caller to be told. Default: slog.Default().
 	Logger *slog.Logger
 	// OnError gets every error that has no caller: of handlers, of the transport.
 	// It may be called concurrently and may call the bus. The log has them too.
 	OnError func(context.Context, error)
+	// Redact takes the secrets out of payloads: whatever is published or instrumented
+	// here passes it before any subscriber, Start, or the transport gets it. It
+	// returns a copy without them, of the same type, and does not change what it is
+	// given; redact.New().Value is one. It is called concurrently, on the publisher's
+	// goroutine, and not for topics that nobody listens to.
+	Redact func(payload any) any
 	// Middleware is put around the handler of each subscription when it is made, the
 	// first outermost.
 	Middleware []func(next Handler) Handler
@@ -145,7 +150,7 @@ type SubscribeOptions struct {
 	Workers int
 	// Key keeps the order of events with equal keys when Workers is above 1.
 	Key func(Event) string
-	// Timeout cancels a handler's context. Default: none.
+	// Timeout cancels the context of one attempt of a handler. Default: none.
 	Timeout time.Duration
 	// Retry says when a handler that failed is called again.
 	Retry Retry
@@ -168,7 +173,8 @@ const (
 )
 
 // Retry says how often and how fast a failed handler is called again with the
-// same event.
+// same event. For local and live events the worker waits, and what is behind it
+// waits too: that keeps the order. More Workers, with a Key, let others pass.
 type Retry struct {
 	// Attempts bounds how often the handler is called. Default: 1 for local and
 	// live events; without bound for durable ones.
@@ -201,7 +207,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Prefix = os.Getenv("TIDINGS_PREFIX")
 	}
 	if o.Codec == nil {
-		o.Codec = jsonCodec{}
+		o.Codec = JSON
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

@@ -3,6 +3,7 @@ package tidings
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime/debug"
 	"slices"
 
@@ -117,13 +118,34 @@ func (e *entry) learn(s int32) {
 // run calls the inline handlers.
 func (v *view) run(d *dispatch) {
 	if sampled(d.ev.num >> attemptBits) {
-		for _, s := range v.inline {
-			_ = s.call(d.ctx, d.ev)
-		}
+		callInline(d.ctx, v.inline, d.ev, func(*Subscription, error) {})
 		return
 	}
 	for d.next < len(v.inline) {
 		v.runOn(d)
+	}
+}
+
+// callInline is run with everything that options may ask for; done hears of each
+// handler.
+func callInline(ctx context.Context, subs []*Subscription, ev Event, done func(*Subscription, error)) {
+	for i, s := range subs {
+		returned := false
+		func() {
+			defer func() {
+				if returned {
+					return
+				}
+				// A panic is an error by now: runtime.Goexit ends this goroutine, but not
+				// before the others had the event.
+				s.failed(ctx, ev, errGoexitHandler)
+				done(s, errGoexitHandler)
+				callInline(ctx, subs[i+1:], ev, done)
+			}()
+			err := s.call(ctx, ev)
+			returned = true
+			done(s, err)
+		}()
 	}
 }
 
@@ -243,6 +265,11 @@ func (e *entry) send(ctx context.Context, class adapter.Class, to route, ev Even
 	if err := b.admit(); err != nil {
 		return fail(false, err)
 	}
+	if b.opts.Redact != nil && !isOwn(e.topic) {
+		if err := b.redact(&ev); err != nil {
+			return fail(false, err)
+		}
+	}
 	local := ev
 	var m *adapter.Message
 	if class != 0 || (b.opts.AlwaysEncode && !isOwn(e.topic)) {
@@ -273,17 +300,28 @@ func (e *entry) send(ctx context.Context, class adapter.Class, to route, ev Even
 			accepted = true
 		}
 	}
-	for _, s := range to.inline {
-		err := s.call(ctx, local)
+	callInline(ctx, to.inline, local, func(s *Subscription, err error) {
 		local.answered(err)
 		if err != nil && b.opts.Strict && !s.watcher {
 			errs = append(errs, err)
 		}
-	}
+	})
 	if len(errs) == 0 {
 		return nil
 	}
 	return fail(accepted, join(errs))
+}
+
+// redact takes the secrets out of an event that was published here.
+func (b *Bus) redact(ev *Event) error {
+	if ev.r.msg != nil {
+		return nil // it came from elsewhere, as it is
+	}
+	err := protect(func() error { ev.payload = b.opts.Redact(ev.payload); return nil })
+	if err != nil {
+		return fmt.Errorf("Options.Redact: %w", err)
+	}
+	return nil
 }
 
 // join is errors.Join but for a single error, which stays itself.

@@ -303,8 +303,8 @@ var places = []struct {
 		c.subscribe(nothing, &tidings.SubscribeOptions{Filter: func(string) bool { panic(errPlace) }})
 		c.fire()
 	}},
-	{"Logger of a queued handler", anywhere, func(c *cell) { c.logger("failure"); c.subscribe(fails, nil); c.fire() }},
-	{"Logger of an inline handler", anywhere, func(c *cell) { c.logger("failure"); c.subscribe(fails, inline); c.fire() }},
+	{"Logger of a queued handler", anywhere, func(c *cell) { c.logger("a handler failed"); c.subscribe(fails, nil); c.fire() }},
+	{"Logger of an inline handler", anywhere, func(c *cell) { c.logger("a handler failed"); c.subscribe(fails, inline); c.fire() }},
 	{"Logger of a hung handler", anywhere, func(c *cell) {
 		c.logger("does not return")
 		c.subscribe(c.hold, &tidings.SubscribeOptions{HungAfter: time.Second})

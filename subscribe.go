@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"log/slog"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -224,8 +226,32 @@ func (s *Subscription) failed(ctx context.Context, e Event, err error) {
 	if errors.As(err, &p) {
 		s.counts.panicked.Add(1)
 	}
-	s.bus.report(ctx, &Error{Op: "handle", Topic: e.Topic(), Accepted: true,
-		Err: fmt.Errorf("%s: event %s, attempt %d: %w", s, e.ID(), e.Attempt(), err)})
+	s.bus.tell(ctx, &Error{Op: "handle", Topic: e.Topic(), Accepted: true,
+		Err: fmt.Errorf("%s: event %s, attempt %d: %w", s, e.ID(), e.Attempt(), err)}, func() {
+		level, msg := slog.LevelError, "tidings: a handler failed"
+		if s.again(err, e.Attempt()) {
+			level, msg = slog.LevelWarn, "tidings: a handler failed; it will be called again"
+		}
+		attempt := strconv.Itoa(e.Attempt())
+		if n := s.opts.Retry.Attempts; n > 0 {
+			attempt += " of " + strconv.Itoa(n)
+		}
+		s.bus.opts.Logger.Log(ctx, level, msg, "topic", e.Topic(), "id", e.ID(), "pattern", s.pattern, "group", s.opts.Group,
+			"attempt", attempt, "subscribed_at", s.where(), "err", err)
+	})
+}
+
+// again reports whether the handler will be called once more with an event that it
+// has failed with.
+func (s *Subscription) again(err error, attempt int) bool {
+	var permanent *permanentError
+	if errors.As(err, &permanent) {
+		return false
+	}
+	if s.opts.Durable && s.opts.Retry.Attempts == 0 {
+		return true
+	}
+	return attempt < s.opts.Retry.Attempts
 }
 
 // protect turns a panic of user code into an error. It runs it on the calling
@@ -334,7 +360,7 @@ func (s *Subscription) putFull(q *queue, ctx context.Context, e Event) error {
 	if s.opts.Overflow == DropNewest {
 		return nil
 	}
-	return fmt.Errorf("%w: the queue of %s holds %d events", ErrOverflow, s, s.opts.Queue)
+	return fmt.Errorf("%w: the queue of %s holds %d events, its SubscribeOptions.Queue", ErrOverflow, s, s.opts.Queue)
 }
 
 func (s *Subscription) insideOwnHandler() bool {

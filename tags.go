@@ -47,13 +47,13 @@ type block struct {
 // context costs an allocation, which nobody else is to pay.
 func Parent(ctx context.Context, e Event) string {
 	b, _ := ctx.Value(blockKey{}).(*block)
-	switch {
-	case b == nil:
+	if b == nil {
 		return ""
-	case e.r != nil && e.r.entry != nil && e.r.entry == b.event.r.entry && e.num>>attemptBits == b.event.num>>attemptBits:
-		return b.outer // the block is e's own
 	}
-	return b.event.ID()
+	if id := b.event.ID(); id != e.ID() {
+		return id
+	}
+	return b.outer // the block is e's own
 }
 
 // Header names of what travels with an event besides its payload.

@@ -222,7 +222,11 @@ func (t Topic[T]) Subscribe(ctx context.Context, h func(context.Context, Event, 
 // the decoder is given a pointer to.
 func decoded[T any](ctx context.Context, e Event, h func(context.Context, Event, T) error) error {
 	var v T
-	if err := e.Decode(&v); err != nil {
+	err := e.Decode(&v)
+	if err != nil && e.r.msg == nil {
+		return Permanent(fmt.Errorf("%s was published as %T, by name; the payload of the topic is %s", e.Topic(), e.payload, reflect.TypeFor[T]()))
+	}
+	if err != nil {
 		return Permanent(fmt.Errorf("cannot decode %s from %s into %T: %w", e.Topic(), e.Source(), v, err))
 	}
 	return h(ctx, e, v)

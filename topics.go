@@ -277,7 +277,7 @@ func (b *Bus) look(name string) *view {
 		return closedView
 	}
 	v := &view{}
-	v.fast = state == stateOpen && !b.opts.AlwaysEncode && !b.opts.Strict
+	v.fast = state == stateOpen && !b.opts.AlwaysEncode && !b.opts.Strict && b.opts.Redact == nil
 	var all []*Subscription
 	b.patterns.match(name, func(s *Subscription) {
 		if isOwn(s.pattern) == isOwn(name) && !(s.opts.Durable && b.remote) {

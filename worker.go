@@ -217,8 +217,7 @@ func (w *worker) handleBatch() {
 // retryHere waits before the next attempt of a local or live event; false when
 // there is none.
 func (s *Subscription) retryHere(w *worker, err error, attempt int) bool {
-	var permanent *permanentError
-	if attempt >= s.opts.Retry.Attempts || errors.As(err, &permanent) {
+	if !s.again(err, attempt) {
 		return false
 	}
 	w.paused.Store(true)
@@ -243,11 +242,10 @@ func (s *Subscription) retryDelay(err error, attempt int) time.Duration {
 
 // settleDurable tells the store what became of the event.
 func (s *Subscription) settleDurable(it item, err error, attempt int) {
-	var permanent *permanentError
 	switch {
 	case err == nil:
 		it.event.r.settle.Ack(s.settled(it))
-	case errors.As(err, &permanent) || (s.opts.Retry.Attempts > 0 && attempt >= s.opts.Retry.Attempts):
+	case !s.again(err, attempt):
 		s.bus.inside(func() {
 			s.bus.opts.Logger.Error("event given up; it stays in the stream but is not delivered to this group again",
 				"topic", it.event.Topic(), "id", it.event.ID(), "group", s.opts.Group, "pattern", s.pattern, "attempts", attempt, "err", err)
