@@ -15,7 +15,8 @@ func TestGuideQuotesItsExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	files, err := filepath.Glob("examples/web/*.go")
-	if err != nil || len(files) < 3 {
+	files = append(files, "examples/web/cmd/web/main.go")
+	if err != nil || len(files) < 4 {
 		t.Fatalf("the example's files: %v, %v", files, err)
 	}
 	var code strings.Builder

@@ -23,10 +23,10 @@ func ExampleFilter_Value() {
 	// map[access_token:[FILTERED] id:7]
 }
 
-func ExampleFilter_Publishing() {
+func ExampleFilter_Value_bus() {
 	filter := redact.New()
 	bus, err := tidings.New(tidings.Options{
-		PublishMiddleware: []func(tidings.PublishFunc) tidings.PublishFunc{filter.Publishing},
+		Redact: filter.Value,
 	})
 	if err != nil {
 		fmt.Println(err)

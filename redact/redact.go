@@ -5,12 +5,10 @@
 // A filter knows secrets by the names of the fields and map keys that hold them:
 //
 //	filter := redact.New("password", "api_key")
-//	bus, err := tidings.New(tidings.Options{
-//		PublishMiddleware: []func(tidings.PublishFunc) tidings.PublishFunc{filter.Publishing},
-//	})
+//	bus, err := tidings.New(tidings.Options{Redact: filter.Value})
 //
-// [Filter.Publishing] filters for all subscribers; [Filter.Codec] filters only
-// what leaves the process.
+// So it filters for all subscribers; [Filter.Codec] filters only what leaves the
+// process.
 //
 // # Promises
 //
@@ -31,7 +29,6 @@
 package redact
 
 import (
-	"context"
 	"slices"
 	"strings"
 	"sync"
@@ -130,11 +127,11 @@ func words(name string) string {
 }
 
 // Codec returns a codec that filters what it encodes, so that secrets do not
-// leave the process while local subscribers get them. It decodes as next does. It
-// panics if next is nil: that would be noticed only when something is published.
+// leave the process while local subscribers get them. It decodes as next does; nil
+// means [tidings.JSON].
 func (f *Filter) Codec(next tidings.Codec) tidings.Codec {
 	if next == nil {
-		panic("redact: Filter.Codec needs the codec to filter for, not nil")
+		next = tidings.JSON
 	}
 	return codec{next, f}
 }
@@ -145,12 +142,3 @@ type codec struct {
 }
 
 func (c codec) Encode(v any) ([]byte, string, error) { return c.Codec.Encode(c.filter.Value(v)) }
-
-// Publishing is for Options.PublishMiddleware: every subscriber, of this process
-// too, gets filtered payloads. As all publishing middleware it is not around
-// Instrument, PublishEvent and Request.
-func (f *Filter) Publishing(next tidings.PublishFunc) tidings.PublishFunc {
-	return func(ctx context.Context, topic string, payload any) error {
-		return next(ctx, topic, f.Value(payload))
-	}
-}

@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"time"
@@ -68,6 +69,12 @@ func (s *service) instrumented(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p := &Request{Method: r.Method, Path: r.URL.Path, Status: http.StatusOK}
 		_ = s.requests.Instrument(r.Context(), p, func(ctx context.Context) error {
+			defer func() {
+				if v := recover(); v != nil {
+					p.Status = http.StatusInternalServerError // before the event is made
+					panic(v)
+				}
+			}()
 			next.ServeHTTP(&statusWriter{w, p}, r.WithContext(ctx))
 			return nil
 		})
@@ -97,8 +104,7 @@ func (s *service) item(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := s.viewed.Publish(r.Context(), it); err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
+		slog.WarnContext(r.Context(), "nobody will know", "err", err) // the visitor gets the item all the same
 	}
 	_ = json.NewEncoder(w).Encode(it) // the client has gone
 }
@@ -106,7 +112,7 @@ func (s *service) item(w http.ResponseWriter, r *http.Request) {
 // find asks the store.
 func (s *service) find(ctx context.Context, id int) (it Item, err error) {
 	q := &Query{Table: "items", Key: id}
-	err = s.queries.Instrument(ctx, q, func(context.Context) error {
+	err = s.queries.Instrument(ctx, q, func(ctx context.Context) error {
 		time.Sleep(time.Millisecond) // as far away as a database
 		if it, q.Found = s.items[id]; !q.Found {
 			return errNotFound
