@@ -35,9 +35,9 @@ import (
 	"reflect"
 	"runtime"
 	"strings"
-	"unicode"
 
 	"github.com/tidings-go/tidings"
+	"github.com/tidings-go/tidings/internal/topic"
 	"github.com/tidings-go/tidings/redact"
 )
 
@@ -157,25 +157,10 @@ func (r *Reporter) fail(ctx context.Context, err error) error {
 }
 
 // unheard reports whether there is nothing to do for the event. The bus does not
-// listen to bad names either; those go on to where they are an error.
-func unheard(bus *tidings.Bus, name string) bool { return !bus.Listening(name) && plain(name) }
-
-// plain reports whether the name is one of those that are certainly good: the
-// grammar allows more.
-func plain(name string) bool {
-	if len(name) > 256 || strings.HasPrefix(name, "tidings.") {
-		return false
-	}
-	last := byte('.')
-	for i := range len(name) {
-		c := name[i]
-		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' && last != '.'
-		if !letter && (c != '.' || last == '.') {
-			return false
-		}
-		last = c
-	}
-	return last != '.'
+// listen to bad names either, nor to those that are its own; they go on to where
+// they are an error.
+func unheard(bus *tidings.Bus, name string) bool {
+	return topic.Check(name) == nil && !strings.HasPrefix(name, "tidings.") && !bus.Listening(name)
 }
 
 // caller is where the exported method was called, or depth callers above.
@@ -202,19 +187,5 @@ func typeName(v any) (string, error) {
 	}
 	pkg, _, _ := strings.Cut(t.String(), ".")
 	name, _, _ := strings.Cut(t.Name(), "[")
-	return pkg + "." + snake(name), nil
-}
-
-// snake is OrderPlaced as order_placed.
-func snake(name string) string {
-	var out strings.Builder
-	rs := []rune(name)
-	for i, r := range rs {
-		if i > 0 && unicode.IsUpper(r) && (unicode.IsLower(rs[i-1]) || unicode.IsDigit(rs[i-1]) ||
-			unicode.IsUpper(rs[i-1]) && i+1 < len(rs) && unicode.IsLower(rs[i+1])) {
-			out.WriteByte('_')
-		}
-		out.WriteRune(unicode.ToLower(r))
-	}
-	return out.String()
+	return pkg + "." + topic.FromName(name), nil
 }

@@ -31,10 +31,9 @@ import (
 	"maps"
 	"reflect"
 	"slices"
-	"strings"
-	"unicode"
 
 	"github.com/tidings-go/tidings"
+	"github.com/tidings-go/tidings/internal/topic"
 )
 
 // Options configure [Attach]; nil means the defaults.
@@ -111,7 +110,7 @@ func Attach(ctx context.Context, bus *tidings.Bus, namespace string, v any, o *O
 		if opts.Logger != nil && h != nil {
 			h, so = opts.logging(h), opts.silenced(name)
 		}
-		s, err := bus.Subscribe(ctx, opts.topic(namespace, snake(name)), h, so)
+		s, err := bus.Subscribe(ctx, opts.topic(namespace, topic.FromName(name)), h, so)
 		if err != nil {
 			a.Detach()
 			return fail(fmt.Errorf("%s: %w", name, err))
@@ -152,20 +151,6 @@ func (a *Attached) Drain(ctx context.Context) error {
 
 // Subscriptions returns the subscriptions, by the names of their methods.
 func (a *Attached) Subscriptions() []*tidings.Subscription { return slices.Clone(a.subs) }
-
-// snake is OrderPlaced as order_placed, and HTTPError2 as http_error2.
-func snake(name string) string {
-	var out strings.Builder
-	rs := []rune(name)
-	for i, r := range rs {
-		if i > 0 && unicode.IsUpper(r) && (unicode.IsLower(rs[i-1]) || unicode.IsDigit(rs[i-1]) ||
-			unicode.IsUpper(rs[i-1]) && i+1 < len(rs) && unicode.IsLower(rs[i+1])) {
-			out.WriteByte('_')
-		}
-		out.WriteRune(unicode.ToLower(r))
-	}
-	return out.String()
-}
 
 const (
 	plainForm = "func(context.Context, tidings.Event) error"

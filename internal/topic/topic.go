@@ -127,3 +127,18 @@ func Overlap(a, b string) bool {
 		a, b = arest, brest
 	}
 }
+
+// FromName makes a token of a name in Go: order_placed of OrderPlaced, http_error2
+// of HTTPError2.
+func FromName(name string) string {
+	var out strings.Builder
+	rs := []rune(name)
+	for i, r := range rs {
+		if i > 0 && unicode.IsUpper(r) && (unicode.IsLower(rs[i-1]) || unicode.IsDigit(rs[i-1]) ||
+			unicode.IsUpper(rs[i-1]) && i+1 < len(rs) && unicode.IsLower(rs[i+1])) {
+			out.WriteByte('_')
+		}
+		out.WriteRune(unicode.ToLower(r))
+	}
+	return out.String()
+}
