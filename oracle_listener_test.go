@@ -1,92 +1,136 @@
 package tidings_test
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/tidings-go/tidings"
-	"github.com/tidings-go/tidings/subscriber"
+	"github.com/tidings-go/tidings/internal/topic"
 )
 
 // listener is a subscriber of a scenario.
 type listener struct {
-	r        *replay
-	id, kind string
-	string   string // its pattern, if that is a name
-	spec     op
-	ran      int
-	silenced map[string]bool
-	excluded map[string]bool
-	regexp   *regexp.Regexp
-	sub      *tidings.Subscription
-	bus      *tidings.Bus
+	r          *replay
+	id, kind   string
+	pattern    op
+	spec       op
+	ran        int
+	order      int // of subscribing; negative if prepended
+	silenced   map[string]bool
+	excluded   map[string]bool
+	regexp     *regexp.Regexp
+	sub        *tidings.Subscription
+	bus        *tidings.Bus
+	silencable bool
 }
 
-// kindGroups are the kinds whose listeners are called together there.
-var kindGroups = map[string]string{"timed": "timed", "splat": "timed", "monotonic": "monotonic", "event": "event",
-	"event_object": "event", "evented": "evented", "evented_publish": "evented", "evented_publish_event": "evented", "evented_call": "evented"}
+func badName(name string) bool { return topic.Check(name) != nil }
 
-func (l *listener) silence(name string, yes bool) { l.silenced[name] = yes }
+// named reports whether the listener is one of exactly that name.
+func (l *listener) named(name string) bool {
+	return l.pattern.str("kind") == "string" && l.pattern.str("str") == name
+}
 
-func (r *replay) subscribe(ctx context.Context, o op) error {
-	l := &listener{r: r, id: o.str("id"), kind: o.str("listener"), spec: o, bus: r.bus,
-		silenced: map[string]bool{}, excluded: map[string]bool{}}
+func (l *listener) live() bool {
+	select {
+	case <-l.sub.Done():
+		return false
+	default:
+		return true
+	}
+}
+
+// wants is the listener's Filter.
+func (l *listener) wants(name string) bool {
+	switch l.pattern.str("kind") {
+	case "string":
+		if !l.named(name) {
+			return false
+		}
+	case "regexp":
+		if !l.regexp.MatchString(name) {
+			return false
+		}
+	}
+	return !l.silenced[name] && !l.excluded[name]
+}
+
+// rank orders the listeners of a name: names before patterns, what is prepended
+// first, then as they were subscribed.
+func rank(a, b *listener) int {
+	wild := func(l *listener) int {
+		if l.pattern.str("kind") == "string" {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(wild(a), wild(b)), cmp.Compare(a.order, b.order))
+}
+
+// listenersOf is who is to get an event of the name, in order: worked out here,
+// not asked of the bus.
+func (r *replay) listenersOf(name string) (out []*listener) {
+	for _, l := range r.all {
+		if l.bus == r.bus && l.live() && l.wants(name) && !badName(name) {
+			out = append(out, l)
+		}
+	}
+	slices.SortFunc(out, rank)
+	return out
+}
+
+func (r *replay) newListener(o op) (*listener, error) {
+	l := &listener{r: r, id: o.str("id"), kind: o.str("listener"), spec: o, bus: r.bus, pattern: o.hash("pattern"),
+		silenced: map[string]bool{}, excluded: map[string]bool{}, silencable: o.yes("silenceable"), order: r.next()}
 	if l.kind == "" {
 		l.kind = "timed"
 	}
-	so := &tidings.SubscribeOptions{Inline: true, Prepend: o.yes("prepend"), Filter: l.wants}
-	pattern := op(o.hash("pattern"))
-	subject := ">"
-	switch pattern.str("kind") {
-	case "string":
-		l.string = pattern.str("str")
-		subject = l.string
+	if o.yes("prepend") {
+		l.order = -l.order
+	}
+	switch l.pattern.str("kind") {
 	case "regexp":
-		l.regexp = regexp.MustCompile(pattern.str("str"))
-	case "all", "":
+		l.regexp = regexp.MustCompile(l.pattern.str("str"))
+	case "string", "all", "":
 	default:
-		r.differ("pattern-types") // the compiler's business
-		return errArgument
+		r.uses("pattern-types")
+		return nil, errArgument
 	}
-	if so.Prepend && l.string == "" {
-		r.differ("prepend-anywhere") // allowed here, but what follows in the scenario was observed without it
-		return errArgument
-	}
-	r.kinds[kindGroups[l.kind]] = true
-	if o.yes("silenceable") {
-		r.kinds["silenceable"] = true
-	}
-	if l.evented() {
-		so.Start = func(ctx context.Context, e tidings.Event) context.Context {
-			if err := l.event(ctx, e, "start"); err != nil {
-				panic(err)
-			}
-			return ctx
-		}
-	}
-	sub, err := r.bus.Subscribe(ctx, subject, l.handle, so)
-	if errors.Is(err, tidings.ErrTopic) {
-		r.differ("grammar")
-		return nil
-	}
+	return l, nil
+}
+
+func (r *replay) subscribe(ctx context.Context, o op) error {
+	l, err := r.newListener(o)
 	if err != nil {
 		return err
 	}
-	l.sub, r.subs[l.id] = sub, l
+	subject := ">"
+	if name := l.pattern.str("str"); l.pattern.str("kind") == "string" && !badName(name) {
+		subject = name
+	}
+	so := &tidings.SubscribeOptions{Inline: true, Prepend: o.yes("prepend")}
+	if subject == ">" && l.pattern.str("kind") != "all" || l.silencable {
+		so.Filter = l.wants
+	}
+	if strings.HasPrefix(l.kind, "evented") {
+		so.Start = l.start
+	}
+	if l.sub, err = r.bus.Subscribe(ctx, subject, l.handle, so); err != nil {
+		return err
+	}
+	if o.yes("prepend") && l.pattern.str("kind") != "string" {
+		r.uses("prepend-anywhere")
+		l.sub.Stop()
+		return errArgument
+	}
+	r.subs[l.id] = l
+	r.all = append(r.all, l)
 	return nil
-}
-
-func (l *listener) wants(name string) bool {
-	return !l.silenced[name] && !l.excluded[name] && (l.regexp == nil || l.regexp.MatchString(name))
-}
-
-func (l *listener) evented() bool {
-	return slices.Contains([]string{"evented", "evented_publish", "evented_publish_event", "evented_call"}, l.kind)
 }
 
 func (r *replay) unsubscribe(o op) {
@@ -96,23 +140,24 @@ func (r *replay) unsubscribe(o op) {
 		}
 		return
 	}
-	for _, l := range r.subs {
+	r.uses("unsubscribe-by-name")
+	name := o.str("name")
+	for _, l := range r.all {
 		switch {
 		case l.bus != r.bus:
-		case l.string == o.str("name") && l.string != "":
+		case l.named(name):
 			l.sub.Stop()
-		case l.regexp != nil && l.regexp.MatchString(o.str("name")):
-			l.excluded[o.str("name")] = true
-			r.differ("unsubscribe-by-name")
+		case l.regexp != nil && l.regexp.MatchString(name):
+			l.excluded[name] = true
 		}
 	}
 }
 
 // subscribed is Subscribe, and a deferred Stop.
 func (r *replay) subscribed(ctx context.Context, o op) error {
-	listener := op(maps.Clone(o))
-	delete(listener, "do") // that is the block's
-	if err := r.subscribe(ctx, listener); err != nil {
+	o1 := op(maps.Clone(o))
+	delete(o1, "do") // that is the block's
+	if err := r.subscribe(ctx, o1); err != nil {
 		return err
 	}
 	defer r.subs[o.str("id")].sub.Stop()
@@ -127,6 +172,18 @@ func (r *replay) subscribed(ctx context.Context, o op) error {
 	return nil
 }
 
+// begunKey finds, for each listener, the event that its start was told of: what
+// is published inside a block has the block's context, and is another event.
+type begunKey struct{ l *listener }
+
+// start is what the bus calls before a block; it has no error to return.
+func (l *listener) start(ctx context.Context, e tidings.Event) context.Context {
+	if err := l.event(ctx, e, "start"); err != nil {
+		panic(err)
+	}
+	return context.WithValue(ctx, begunKey{l}, e.ID())
+}
+
 // handle is what the bus calls; it shows an event the way the listener's kind is
 // shown one there.
 func (l *listener) handle(ctx context.Context, e tidings.Event) error {
@@ -136,19 +193,20 @@ func (l *listener) handle(ctx context.Context, e tidings.Event) error {
 	if l.r.ready[e.ID()] {
 		return l.readyMade(ctx, e)
 	}
-	switch l.kind {
-	case "event", "event_object":
+	switch {
+	case l.kind == "event", l.kind == "event_object":
 		return l.event(ctx, e, "event")
-	case "timed", "monotonic", "splat":
+	case l.kind == "timed", l.kind == "monotonic", l.kind == "splat":
 		return l.event(ctx, e, "call")
+	case ctx.Value(begunKey{l}) != e.ID():
+		l.r.t.Errorf("%s: %v ends and has not begun, or its id has changed", l.id, e)
 	}
 	return l.event(ctx, e, "finish")
 }
 
 // event writes an instrumented event and reacts.
 func (l *listener) event(ctx context.Context, e tidings.Event, ev string) error {
-	out := entry{"ev": ev, "sub": l.id, "name": e.Topic(), "tx": "tx", "payload": shown(e)}
-	l.r.differ("ids")
+	out := entry{"ev": ev, "sub": l.id, "name": e.Topic(), "tx": l.r.tx(e), "payload": shown(e)}
 	clock := "float"
 	if l.kind == "timed" || l.kind == "splat" {
 		clock = "time"
@@ -157,7 +215,7 @@ func (l *listener) event(ctx context.Context, e tidings.Event, ev string) error 
 	case ev == "start" && e.Duration() != 0, e.Time().IsZero():
 		l.r.t.Errorf("%s: %v begins at %v and has taken %v", l.id, e, e.Time(), e.Duration())
 	case l.kind == "splat":
-		out = entry{"ev": "call", "sub": l.id, "args": []any{e.Topic(), "time", "time", "tx", shown(e)}}
+		out = entry{"ev": "call", "sub": l.id, "args": []any{e.Topic(), "time", "time", l.r.tx(e), shown(e)}}
 	case ev == "call":
 		out["time"], out["ordered"] = []any{clock, clock}, e.Duration() >= 0
 	case ev == "event":
@@ -178,8 +236,7 @@ func shown(e tidings.Event) map[string]any {
 	if out == nil {
 		out = map[string]any{}
 	}
-	var p *tidings.PanicError
-	if err := e.Err(); err != nil && (!errors.As(err, &p) || p.Value != any(thrown{})) {
+	if err := e.Err(); err != nil {
 		d := describe(err)
 		out["exception"] = []any{d["class"], d["message"]}
 		out["exception_object"] = map[string]any{"$exc": out["exception"]}
@@ -195,8 +252,9 @@ func (l *listener) raw(ctx context.Context, e tidings.Event, args rawArgs) error
 		l.r.note(entry{"ev": "call", "sub": l.id, "args": all})
 		return l.react(ctx, "call")
 	case "timed", "monotonic":
+		l.r.uses("arguments")
 		if len(args) != 4 {
-			l.r.differ("arguments")
+			l.r.failures++
 			return errArgument
 		}
 		begin, end := kindOf(args[0]), kindOf(args[1])
@@ -211,9 +269,16 @@ func (l *listener) raw(ctx context.Context, e tidings.Event, args rawArgs) error
 	case "evented_publish":
 		l.r.note(entry{"ev": "publish", "sub": l.id, "args": all})
 		return l.react(ctx, "publish")
+	case "event", "event_object":
+		l.r.note(l.published(e.Topic(), args).with("tx", l.r.tx(e)))
+		return l.react(ctx, "call")
 	}
-	l.r.differ("arguments") // it gets the event here
-	return nil
+	return nil // what has not begun does not end
+}
+
+// published is what an event listener writes of a publish.
+func (l *listener) published(name string, args []any) entry {
+	return entry{"ev": "event", "sub": l.id, "name": name, "time": []any{"float", "float"}, "duration_ge0": true, "payload": args}
 }
 
 func kindOf(v any) string {
@@ -233,9 +298,6 @@ func (l *listener) readyMade(ctx context.Context, e tidings.Event) error {
 	switch l.kind {
 	case "event", "event_object":
 		out["ev"], out["tx"], out["time"], out["duration_ge0"] = "event", e.ID(), []any{kindOf(begin), kindOf(end)}, e.Duration() >= 0
-		if begin == nil {
-			out["duration_ge0"] = nil
-		}
 	case "timed", "monotonic", "splat":
 		var ordered any
 		if begin != nil {
@@ -268,138 +330,23 @@ func (l *listener) react(ctx context.Context, phase string) error {
 		return nil
 	}
 	l.ran++
-	if err := l.r.run(ctx, l.spec.ops("do")); err != nil {
-		return err
-	}
-	return raised(l.spec["raises"])
-}
-
-// class is a Subscriber class of a scenario: a table of handlers here.
-type class struct {
-	id, parent string
-	log        bool
-	methods    []string
-	levels     map[string]any
-	raises     any
-}
-
-type attachment struct {
-	class, namespace string
-	methods          []string
-	to               []*subscriber.Attached
-}
-
-func (r *replay) subscriberOp(ctx context.Context, o op) error {
-	switch o.str("op") {
-	case "class":
-		r.classes[o.str("id")] = &class{id: o.str("id"), parent: o.str("parent"), log: o.yes("log"),
-			methods: stringsOf(o["methods"]), levels: o.hash("levels"), raises: o["raises"]}
-		r.log = r.log || o.yes("log")
-	case "logger":
-		return r.level.set(o.str("level"))
-	case "attach":
-		return r.attach(ctx, o)
-	case "detach":
-		r.detach(o)
-	case "add_method":
-		return r.addMethod(ctx, o)
-	}
-	return nil
-}
-
-func stringsOf(v any) (out []string) {
-	list, _ := v.([]any)
-	for _, s := range list {
-		out = append(out, fmt.Sprint(s))
-	}
-	return out
-}
-
-// table has the handlers of a class; inherited ones only if asked for.
-func (r *replay) table(self *class, inherit bool) handlers {
-	out := handlers{}
-	for c := self; c != nil; c = r.classes[c.parent] {
-		for _, m := range c.methods {
-			if _, overridden := out[m]; !overridden && m != "start" && m != "finish" {
-				out[m] = r.method(self, c, m)
-			}
-		}
-		if !inherit {
-			break
-		}
-	}
-	return out
-}
-
-type handlers map[string]tidings.Handler
-
-// Handlers implements what package subscriber looks for.
-func (h handlers) Handlers() map[string]tidings.Handler { return h }
-
-func (r *replay) method(self, defined *class, name string) tidings.Handler {
-	return func(_ context.Context, e tidings.Event) error {
-		r.note(entry{"ev": "method", "sub": defined.id, "method": name, "name": e.Topic(), "payload": shown(e), "self_class": self.id})
-		return raised(defined.raises)
-	}
-}
-
-func (r *replay) attach(ctx context.Context, o op) error {
-	c := r.classes[o.str("id")]
-	table := r.table(c, o.yes("inherit_all"))
-	a := &attachment{class: c.id, namespace: o.str("namespace"), methods: slices.Collect(maps.Keys(table))}
-	r.attached = append(r.attached, a)
-	if len(table) == 0 {
-		return nil // an error here, since it is a mistake
-	}
-	return r.attachTable(ctx, a, c, table)
-}
-
-func (r *replay) attachTable(ctx context.Context, a *attachment, c *class, table handlers) error {
-	so := &subscriber.Options{Subscribe: &tidings.SubscribeOptions{Inline: true},
-		Topic: func(namespace, event string) string { return event + "." + namespace }}
-	if r.isLog(c) {
-		so.Logger, so.Level = r.logger, func(method string) slog.Level { return r.levelOf(c, method) }
-	}
-	to, err := subscriber.Attach(ctx, r.bus, a.namespace, table, so)
+	err := l.r.run(ctx, l.spec.ops("do"))
 	if err == nil {
-		a.to = append(a.to, to)
+		err = raised(l.spec["raises"])
+	}
+	if err != nil {
+		l.r.failures++
 	}
 	return err
 }
 
-func (r *replay) isLog(c *class) bool {
-	for ; c != nil; c = r.classes[c.parent] {
-		if c.log {
-			return true
-		}
+// tx is the event's id, which theirs calls the transaction's.
+func (r *replay) tx(e tidings.Event) string {
+	if e.ID() == "" {
+		r.t.Errorf("%v has no id", e)
 	}
-	return false
+	return ownID + e.ID()
 }
 
-func (r *replay) detach(o op) {
-	for i, a := range r.attached {
-		if a.class == o.str("id") && a.namespace == o.str("namespace") {
-			for _, to := range a.to {
-				to.Detach()
-			}
-			r.attached = slices.Delete(r.attached, i, i+1)
-			return
-		}
-	}
-}
-
-// addMethod attaches a table of the new method alone.
-func (r *replay) addMethod(ctx context.Context, o op) error {
-	c, name := r.classes[o.str("id")], o.str("method")
-	r.differ("methods-later")
-	known := slices.Contains(c.methods, name)
-	c.methods = append(c.methods, name)
-	for _, a := range r.attached {
-		if a.class == c.id && !known && !slices.Contains(a.methods, name) && name != "start" && name != "finish" {
-			if err := r.attachTable(ctx, a, c, handlers{name: r.method(c, c, name)}); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
+// ownID marks ids that the scenario has not given.
+const ownID = "own id "

@@ -6,11 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/tidings-go/tidings"
 )
@@ -62,55 +59,79 @@ func (o op) message() string {
 // errArgument stands for what the compiler, or a type, would not let through here.
 var errArgument = &rubyError{"ArgumentError", ""}
 
-// replay is the state of one scenario.
+// replay is the state of one scenario. Scenarios have threads, but only one of
+// them runs at a time.
 type replay struct {
-	t           *testing.T
-	bus         *tidings.Bus
-	others      []*tidings.Bus // notifiers that were swapped out
-	subs        map[string]*listener
-	handles     map[string]*handle
-	classes     map[string]*class
-	attached    []*attachment
-	logger      *slog.Logger
-	level       *logLevel
-	log         bool // there are log subscribers
-	er          *eventReporter
-	ready       map[string]bool // ids of ready-made events
-	kinds       map[string]bool // of the listeners, as they are grouped there
-	differences map[string]bool
-	declined    string
+	t          *testing.T
+	strict     bool
+	bus        *tidings.Bus
+	others     []*tidings.Bus // notifiers that were swapped out
+	subs       map[string]*listener
+	all        []*listener // in the order of subscribing
+	places     int         // given to subscriptions
+	handles    map[string]*handle
+	classes    map[string]*class
+	attached   []*attachment
+	logger     *slog.Logger
+	level      *logLevel
+	er         *eventReporter
+	ready      map[string]bool // ids of ready-made events
+	reported   int             // errors that went to OnError, and the last of them
+	lastReport error
+	failures   int             // errors of listeners
+	used       map[string]bool // ids of differences
+	catching   int             // catch operations that are open
+	trace      []entry
 
-	mu    sync.Mutex // scenarios have threads, one at a time
-	trace []entry
+	// What is to be known of ours to rewrite theirs.
+	published    []publication
+	notified     []notification
+	both         failure         // of the instrumented operation that was the last to fail
+	failed       []failure       // all of them, where there is something to lose
+	raised       []failure       // for each error of an instrumented operation that was written
+	thrown       map[string]bool // names of events whose block was left by throw
+	asked        []bool          // for each subscribed_to: whether the listener was silenced
+	renamed      []renaming
+	everAttached []*attachment
 }
 
-func newReplay(t *testing.T) *replay {
-	r := &replay{t: t, subs: map[string]*listener{}, handles: map[string]*handle{}, classes: map[string]*class{},
-		ready: map[string]bool{}, kinds: map[string]bool{}, differences: map[string]bool{}, level: &logLevel{}}
+func newReplay(t *testing.T, strict bool) *replay {
+	r := &replay{t: t, strict: strict, subs: map[string]*listener{}, handles: map[string]*handle{}, classes: map[string]*class{},
+		ready: map[string]bool{}, used: map[string]bool{}, thrown: map[string]bool{}, level: &logLevel{level: slog.LevelDebug}}
 	r.logger = slog.New(r.level)
 	r.level.r = r
 	r.bus = r.newBus()
 	return r
 }
 
-// newBus is strict: what subscribers fail with is the publisher's, as there.
-func (r *replay) newBus() *tidings.Bus { return newBus(r.t, tidings.Options{Strict: true}) }
-
-func (r *replay) note(e entry) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.trace = append(r.trace, e)
+func (r *replay) newBus() *tidings.Bus {
+	return newBus(r.t, tidings.Options{Strict: r.strict, OnError: func(_ context.Context, err error) {
+		r.reported++
+		r.lastReport = err
+	}})
 }
+
+// reports fails the test unless f makes the bus report so many errors.
+func (r *replay) reports(n int, what string, f func()) {
+	r.t.Helper()
+	before := r.reported
+	f()
+	if r.reported-before < n {
+		r.t.Errorf("%s: %d errors reported, want %d at least", what, r.reported-before, n)
+	}
+}
+
+// uses notes that an operation was said in other words than there.
+func (r *replay) uses(id string) { r.used[id] = true }
+
+func (r *replay) note(e entry) { r.trace = append(r.trace, e) }
 
 // top runs a scenario: what an operation raises is written, and the next one runs.
 func (r *replay) top(ops []op) {
-	ctx := withReports(context.Background())
+	ctx := newThread(withReports(context.Background()))
 	for _, o := range ops {
 		if err := r.exec(ctx, o); err != nil {
 			r.noteRaise(o, err)
-		}
-		if r.declined != "" {
-			return
 		}
 	}
 }
@@ -129,6 +150,10 @@ func (r *replay) run(ctx context.Context, ops []op) error {
 }
 
 func (r *replay) noteRaise(o op, err error) {
+	if o.str("op") == "instrument" {
+		r.raised = append(r.raised, r.both)
+		r.both = failure{}
+	}
 	e := describe(err)
 	e["ev"], e["op"] = "raise", o.str("op")
 	r.note(e)
@@ -143,8 +168,10 @@ func collected(err error) []error {
 		}
 		return all
 	}
-	var own *tidings.Error
-	if errors.As(err, &own) && err == error(own) {
+	if own, ok := err.(*tidings.Error); ok {
+		if own.Op == "publish" && badName(own.Topic) {
+			return []error{own} // whose cause has causes of its own
+		}
 		return collected(own.Err)
 	}
 	if p, ok := err.(*tidings.PanicError); ok && p.Unwrap() != nil {
@@ -172,15 +199,15 @@ func describe(err error) entry {
 }
 
 func describeOne(err error) entry {
+	if errors.Is(err, tidings.ErrTopic) {
+		return entry{"class": "ArgumentError", "message": ""}
+	}
 	var ruby *rubyError
 	if errors.As(err, &ruby) {
 		return entry{"class": ruby.class, "message": ruby.message}
 	}
 	return entry{"class": fmt.Sprintf("%T", err), "message": err.Error()}
 }
-
-// thrown is how a block is left by throw.
-type thrown struct{}
 
 func (r *replay) exec(ctx context.Context, o op) error {
 	switch o.str("op") {
@@ -190,38 +217,28 @@ func (r *replay) exec(ctx context.Context, o op) error {
 		r.unsubscribe(o)
 	case "subscribed":
 		return r.subscribed(ctx, o)
-	case "instrument":
-		return r.instrument(ctx, o, r.bus)
-	case "null_instrument":
-		r.note(entry{"ev": "block", "name": o.str("name")})
-		r.note(entry{"ev": "return", "op": "null_instrument", "value": o["returns"]})
-		return r.newBus().Instrument(ctx, o.str("name"), o.hash("payload"), nil)
-	case "publish":
-		args, _ := o["args"].([]any)
-		if err := r.published(r.bus.Publish(ctx, o.str("name"), rawArgs(args))); err != nil {
-			return err
-		}
-		r.note(entry{"ev": "return", "op": "publish", "name": o.str("name")})
-	case "publish_event":
-		return r.publishEvent(ctx, o)
-	case "build_handle", "handle_start", "handle_finish":
-		return r.handle(ctx, o)
 	case "listening":
 		r.note(entry{"ev": "listening", "name": o.str("name"), "value": r.bus.Listening(o.str("name"))})
 	case "subscribed_to":
-		r.note(entry{"ev": "subscribed_to", "sub": o.str("id"), "name": o.str("name"), "value": r.subs[o.str("id")].sub.Matches(o.str("name"))})
-	case "silence", "unsilence":
-		r.subs[o.str("id")].silence(o.str("name"), o.str("op") == "silence")
-	case "catch":
-		if err := r.run(ctx, o.ops("do")); err != nil {
-			e := describe(err)
-			e["ev"] = "caught"
-			r.note(e)
+		l := r.subs[o.str("id")]
+		if l == nil {
+			return errArgument
 		}
+		r.asked = append(r.asked, l.silenced[o.str("name")])
+		r.note(entry{"ev": "subscribed_to", "sub": l.id, "name": o.str("name"), "value": l.sub.Matches(o.str("name"))})
+	case "silence", "unsilence":
+		if l := r.subs[o.str("id")]; l != nil {
+			l.silenced[o.str("name")] = o.str("op") == "silence"
+		}
+	case "instrument", "null_instrument", "publish", "publish_event", "event_record",
+		"build_handle", "handle_start", "handle_finish", "start", "finish":
+		return r.eventOp(ctx, o)
 	case "raise":
 		return &rubyError{o.str("class"), o.message()}
 	case "note":
 		r.note(entry{"ev": "note", "text": o.str("text")})
+	case "catch":
+		return r.catch(ctx, o)
 	case "in_thread", "in_fiber":
 		return r.elsewhere(ctx, o)
 	case "new_notifier":
@@ -230,12 +247,11 @@ func (r *replay) exec(ctx context.Context, o op) error {
 		if n := len(r.others); n > 0 {
 			r.bus, r.others = r.others[n-1], r.others[:n-1]
 		}
-	case "patterns", "instrumenter_id":
-		// Neither has anything to compare with: see allowEntry.
-	case "start", "finish":
-		r.declined = "stack"
-	case "event_record":
-		r.declined = "record"
+	case "patterns":
+		r.note(entry{"ev": "inspect"})
+		r.inspect()
+	case "instrumenter_id":
+		// There is none: see the difference "ids".
 	case "class", "add_method", "attach", "detach", "logger":
 		return r.subscriberOp(ctx, o)
 	default:
@@ -247,156 +263,71 @@ func (r *replay) exec(ctx context.Context, o op) error {
 	return nil
 }
 
-// published takes out what is a mistake of the name here and was none there.
-func (r *replay) published(err error) error {
-	if errors.Is(err, tidings.ErrTopic) {
-		r.differ("grammar")
-		return nil
+// inspect holds the Debugger to what the scenario has subscribed.
+func (r *replay) inspect() {
+	want := 0
+	for _, l := range r.all {
+		if l.bus == r.bus && l.live() {
+			want++
+		}
 	}
-	return err
+	for _, a := range r.attached {
+		for _, to := range a.to {
+			want += len(to.Subscriptions())
+		}
+	}
+	if got := len(r.bus.Debugger().Snapshot().Subscriptions); got != want {
+		r.t.Errorf("the snapshot has %d subscriptions, want %d", got, want)
+	}
+}
+
+// thrown is how a block is left by throw: a panic that is caught further out.
+type thrown struct{}
+
+// catching runs f, and reports whether it was left by throw.
+func catching(f func() error) (left bool, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			if _, ok := p.(thrown); !ok {
+				panic(p)
+			}
+			left = true
+		}
+	}()
+	return false, f()
+}
+
+// catch ends what is thrown inside, and what is raised.
+func (r *replay) catch(ctx context.Context, o op) error {
+	r.catching++
+	left, err := catching(func() error { return r.run(ctx, o.ops("do")) })
+	r.catching--
+	switch {
+	case left:
+		r.note(entry{"ev": "caught"})
+	case err != nil:
+		r.note(describe(err).with("ev", "caught"))
+	}
+	return nil
 }
 
 // elsewhere is a thread or a fiber: a goroutine, which has what its context has.
 func (r *replay) elsewhere(ctx context.Context, o op) (err error) {
-	done := make(chan struct{})
+	inner := inherit(ctx)
+	if o.str("op") == "in_thread" {
+		inner = newThread(inner)
+	}
+	left, done := false, make(chan struct{})
 	go func() {
 		defer close(done)
-		err = r.run(inherit(ctx), o.ops("do"))
+		left, err = catching(func() error { return r.run(inner, o.ops("do")) })
 	}()
 	<-done
+	if left {
+		panic(thrown{})
+	}
 	return err
 }
 
-func (r *replay) instrument(ctx context.Context, o op, bus *tidings.Bus) (err error) {
-	name, payload := o.str("name"), o.hash("payload")
-	if payload == nil {
-		payload = map[string]any{}
-	}
-	var own error // the block's
-	block := func(ctx context.Context) error {
-		r.note(entry{"ev": "block", "name": name})
-		maps.Copy(payload, o.hash("set"))
-		if own = r.run(ctx, o.ops("do")); own != nil {
-			return own
-		}
-		if o["throws"] != nil && o["throws"] != false {
-			panic(thrown{})
-		}
-		own = raised(o["raises"])
-		return own
-	}
-	if o.yes("no_block") {
-		block = nil
-	}
-	func() {
-		defer func() {
-			if p := recover(); p != nil {
-				if _, ok := p.(thrown); !ok {
-					panic(p)
-				}
-				r.differ("throw")
-			}
-		}()
-		err = bus.Instrument(ctx, name, payload, block)
-	}()
-	if err != nil {
-		return r.withoutOwn(err, own)
-	}
-	e := entry{"ev": "return", "op": "instrument", "name": name, "value": o["returns"]}
-	if o.yes("no_block") || o["throws"] != nil {
-		e["value"] = nil
-	}
-	r.note(e)
-	if o.yes("show_payload") {
-		r.note(entry{"ev": "caller_payload", "payload": payload})
-	}
-	return nil
-}
-
-// withoutOwn is what is left of a strict bus's error without that of the block,
-// which there is lost when a subscriber fails too.
-func (r *replay) withoutOwn(err, own error) error {
-	if own == nil || err == own {
-		return err
-	}
-	var rest []error
-	mine := collected(own)
-	for _, e := range collected(err) {
-		if !slices.Contains(mine, e) {
-			rest = append(rest, e)
-		}
-	}
-	r.differ("both-errors")
-	return errors.Join(rest...)
-}
-
-// rawArgs is what publish was called with: one payload here.
-type rawArgs []any
-
-func (r *replay) publishEvent(ctx context.Context, o op) error {
-	f := tidings.EventFields{ID: o.str("tx"), Topic: o.str("name"), Payload: o.hash("payload")}
-	if !o.yes("nil_times") {
-		f.Time, f.Duration = time.Unix(10, 0), 2500*time.Millisecond
-	}
-	r.ready[f.ID] = true
-	e := tidings.NewEvent(f)
-	if o.yes("show") {
-		begin, end := secondsOf(e)
-		r.note(entry{"ev": "event_new", "time": begin, "end": end, "duration": float64(e.Duration()) / float64(time.Millisecond)})
-	}
-	if err := r.published(r.bus.PublishEvent(ctx, e)); err != nil {
-		return err
-	}
-	r.note(entry{"ev": "return", "op": "publish_event"})
-	return nil
-}
-
-// secondsOf is the begin and end of a ready-made event, nil without.
-func secondsOf(e tidings.Event) (begin, end any) {
-	if e.Time().IsZero() {
-		return nil, nil
-	}
-	seconds := func(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
-	return seconds(e.Time()), seconds(e.Time().Add(e.Duration()))
-}
-
-// handle is a span, in the three steps of a handle.
-type handle struct {
-	name     string
-	payload  map[string]any
-	ctx      context.Context
-	null     bool
-	span     *tidings.Span
-	started  bool
-	finished bool
-}
-
-func (r *replay) handle(ctx context.Context, o op) error {
-	h := r.handles[o.str("handle")]
-	switch o.str("op") {
-	case "build_handle":
-		h = &handle{name: o.str("name"), payload: o.hash("payload"), ctx: ctx, null: !r.bus.Listening(o.str("name"))}
-		r.handles[o.str("handle")] = h
-		r.note(entry{"ev": "handle", "null": h.null})
-	case "handle_start":
-		r.differ("handle")
-		switch {
-		case h.null:
-		case h.started:
-			return errArgument // there is no way to begin what has begun
-		default:
-			_, h.span = r.bus.Begin(h.ctx, h.name, h.payload)
-			h.started = true
-		}
-	case "handle_finish":
-		switch {
-		case h.null:
-		case !h.started, h.finished:
-			return errArgument // the first cannot be written, the second is reported
-		default:
-			h.span.End(nil)
-			h.finished = true
-		}
-	}
-	return nil
-}
+// next is the place of one more subscription.
+func (r *replay) next() int { r.places++; return r.places }

@@ -3,9 +3,9 @@ package tidings_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/tidings-go/tidings"
@@ -69,12 +69,33 @@ func (r *replay) levelOf(c *class, method string) slog.Level {
 
 // eventReporter is Rails.event of a scenario.
 type eventReporter struct {
-	bus    *tidings.Bus
-	rep    *report.Reporter
-	raise  bool
-	subs   map[string]*tidings.Subscription
-	asked  map[string]bool // filters that this notify has shown
-	failed bool            // a subscriber of this notify has, and errors are raised
+	bus   *tidings.Bus
+	rep   *report.Reporter
+	raise bool
+	subs  []*reportListener
+}
+
+// reportListener is one of its subscribers.
+type reportListener struct {
+	*listener
+	prefix string
+}
+
+// notification is a report of ours that has ended.
+type notification struct {
+	op    string
+	raise bool
+	to    []*reportListener
+}
+
+// takers are those that want an event of the name.
+func (er *eventReporter) takers(name string) (out []*reportListener) {
+	for _, l := range er.subs {
+		if strings.HasPrefix(name, l.prefix) && !badName(name) {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // reports is what Rails keeps per fiber and lets blocks change for good.
@@ -107,12 +128,13 @@ func (r *replay) reportOp(ctx context.Context, o op) error {
 	case "er_subscribe":
 		return r.reportSubscribe(ctx, o)
 	case "er_unsubscribe":
-		for id, s := range r.er.subs {
-			if id == o.str("id") || o.str("by") == "class" {
-				s.Stop()
-				delete(r.er.subs, id)
+		r.er.subs = slices.DeleteFunc(r.er.subs, func(l *reportListener) bool {
+			gone := l.id == o.str("id") || o.str("by") == "class" // all of them are of one class
+			if gone {
+				l.sub.Stop()
 			}
-		}
+			return gone
+		})
 	case "er_notify", "er_debug":
 		return r.notify(ctx, o)
 	case "er_tagged":
@@ -124,7 +146,7 @@ func (r *replay) reportOp(ctx context.Context, o op) error {
 			all.context = map[string]any{}
 		}
 		maps.Copy(all.context, o.hash("context"))
-		r.differ("context")
+		r.uses("context")
 	case "er_clear_context":
 		reportsOf(ctx).context = nil
 	case "er_context":
@@ -140,7 +162,7 @@ func (r *replay) reportOp(ctx context.Context, o op) error {
 }
 
 func (r *replay) newReporter(o op) {
-	er := &eventReporter{raise: o.yes("raise_on_error"), subs: map[string]*tidings.Subscription{}}
+	er := &eventReporter{raise: o.yes("raise_on_error")}
 	er.bus = newBus(r.t, tidings.Options{Strict: er.raise, OnError: func(_ context.Context, err error) {
 		var ruby *rubyError
 		if errors.As(err, &ruby) {
@@ -156,37 +178,33 @@ func (r *replay) newReporter(o op) {
 
 func (r *replay) reportSubscribe(ctx context.Context, o op) error {
 	er, id := r.er, o.str("id")
-	l := &listener{r: r, id: id, spec: o}
+	l := &reportListener{&listener{r: r, id: id, spec: o, bus: er.bus}, o.str("filter_prefix")}
 	h := func(ctx context.Context, e report.Event) error {
-		if er.raise && er.failed {
-			r.differ("all-run")
-			return nil
-		}
 		r.note(entry{"ev": "emit", "sub": id, "name": e.Name, "payload": e.Payload, "tags": orEmpty(e.Tags), "context": orEmpty(e.Context),
 			"keys": []string{"name", "payload", "tags", "context", "timestamp", "source_location"}})
-		if e.Timestamp.IsZero() || e.Location.Line == 0 {
+		if e.Timestamp.IsZero() || !strings.HasSuffix(e.Location.File, "oracle_report_test.go") || e.Location.Line == 0 {
 			r.t.Errorf("%s at %v from %v", e.Name, e.Timestamp, e.Location)
 		}
-		err := l.react(ctx, "emit")
-		er.failed = err != nil
-		return err
+		return l.react(ctx, "emit")
 	}
-	so := &tidings.SubscribeOptions{Inline: true, Filter: func(name string) bool {
-		if o.yes("show_filter") && !er.asked[id] {
-			er.asked[id] = true
-			r.note(entry{"ev": "filter", "sub": id, "keys": []string{"name"}})
+	so := &tidings.SubscribeOptions{Inline: true}
+	if l.prefix != "" || o.yes("show_filter") {
+		so.Filter = func(name string) bool {
+			if o.yes("show_filter") {
+				r.note(entry{"ev": "filter", "sub": id, "keys": []string{"name"}})
+			}
+			return strings.HasPrefix(name, l.prefix)
 		}
-		return strings.HasPrefix(name, o.str("filter_prefix"))
-	}}
+	}
 	if o.yes("invalid") {
-		r.differ("pattern-types")
-		return errArgument // it would not compile
+		h = nil // the nearest to an object that cannot be told anything
 	}
-	s, err := report.Subscribe(ctx, er.bus, ">", h, so)
-	if err == nil {
-		er.subs[id] = s
+	var err error
+	if l.sub, err = report.Subscribe(ctx, er.bus, ">", h, so); err != nil {
+		return errArgument
 	}
-	return err
+	er.subs = append(er.subs, l)
+	return nil
 }
 
 func orEmpty(m map[string]any) map[string]any {
@@ -208,7 +226,7 @@ func (r *replay) tags(o op) (args []any) {
 	list, _ := o["args"].([]any)
 	for _, a := range list {
 		if s, ok := a.(string); ok && strings.HasPrefix(s, "@") {
-			r.differ("objects")
+			r.uses("objects")
 			a = map[string]any{s[1:]: object{s[1:]}}
 		}
 		args = append(args, a)
@@ -221,32 +239,15 @@ func (r *replay) tags(o op) (args []any) {
 
 func (r *replay) notify(ctx context.Context, o op) error {
 	er, name := r.er, o.str("name")
-	defer func(asked map[string]bool, failed bool) { er.asked, er.failed = asked, failed }(er.asked, er.failed)
-	er.asked, er.failed = map[string]bool{}, false
-	var payload any
-	if p, ok := o["payload"]; ok {
-		payload = p
-	}
-	if kw := o.hash("kwargs"); kw != nil {
-		if payload != nil || o["object"] != nil {
-			if err := r.tooMany(); err != nil {
-				return err
-			}
-		}
-		payload = any(kw)
-	} else if payload != nil && o["object"] != nil {
-		if err := r.tooMany(); err != nil {
-			return err
-		}
+	payload, err := r.reportPayload(o)
+	if err != nil {
+		return err
 	}
 	if class := o.str("object"); class != "" {
-		r.differ("objects")
-		name, payload = class, object{class}
+		r.uses("objects")
+		name = class
 	}
-	if o["filter_payload"] == false {
-		payload = report.Unfiltered(payload)
-	}
-	var err error
+	to := er.takers(name)
 	if at := r.reportContext(ctx); o.str("op") == "er_notify" {
 		err = er.rep.Notify(at, name, payload)
 	} else {
@@ -263,9 +264,10 @@ func (r *replay) notify(ctx context.Context, o op) error {
 		})
 	}
 	if errors.Is(err, tidings.ErrTopic) {
-		r.differ("grammar")
+		r.uses("grammar")
 		err = nil
 	}
+	r.notified = append(r.notified, notification{o.str("op"), er.raise, to})
 	if err != nil {
 		return err
 	}
@@ -273,12 +275,24 @@ func (r *replay) notify(ctx context.Context, o op) error {
 	return nil
 }
 
-// tooMany is what a signature with one payload does not let one write.
-func (r *replay) tooMany() error {
-	r.differ("one-payload")
-	if r.er.raise {
-		return errArgument
+// reportPayload is the one payload that there is here.
+func (r *replay) reportPayload(o op) (payload any, err error) {
+	given := 0
+	if p := o["payload"]; p != nil {
+		payload, given = p, given+1
 	}
-	r.note(entry{"ev": "error_report", "class": "ArgumentError", "message": fmt.Sprint()})
-	return nil
+	if kw := o.hash("kwargs"); len(kw) > 0 {
+		payload, given = kw, given+1
+	}
+	if class := o.str("object"); class != "" {
+		payload, given = object{class}, given+1
+	}
+	if given > 1 && r.er.raise {
+		r.uses("one-payload")
+		return nil, errArgument
+	}
+	if o["filter_payload"] == false {
+		payload = report.Unfiltered(payload)
+	}
+	return payload, nil
 }
