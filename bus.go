@@ -43,7 +43,7 @@ type Bus struct {
 	attached bool   // Attach was called
 	remote   bool   // publishing goes to the adapter
 	named    int    // entries that may be forgotten again
-	entries  uint64 // ever made
+	numbers  uint64 // given to counts of events, for their ids
 	drained  chan struct{}
 	drainErr error
 }

@@ -91,6 +91,9 @@ func (d *Debugger) Snapshot() Snapshot {
 func (e *entry) info() TopicInfo {
 	v := e.bus.refreshLocked(e)
 	t := TopicInfo{Name: e.topic, Events: e.count.Load(), Publish: Local.String()}
+	if e.typed != nil {
+		t.Events += e.typed.alone()
+	}
 	if v != nil {
 		t.Listeners = len(v.inline) + len(v.queued) - v.watchers
 		if v.publish != 0 {

@@ -38,6 +38,7 @@ const (
 type record struct {
 	bus    *Bus             // nil: a ready-made event
 	entry  *entry           // of events that were published here
+	number uint64           // the middle part of their ids
 	topic  string           // of events without an entry
 	msg    *adapter.Message // of a remote event, or one that was encoded
 	id     string           // of a ready-made event, as are the next two
@@ -89,7 +90,7 @@ func (e Event) ID() string {
 	case r.entry != nil:
 		// The bus's own random part, then counters: unique without a system call for
 		// each. Options.Instance has no part in it: it may be the same after a restart.
-		return r.bus.idPrefix + strconv.FormatUint(r.entry.number, 36) + "-" + strconv.FormatUint(e.num>>attemptBits, 36)
+		return r.bus.idPrefix + strconv.FormatUint(r.number, 36) + "-" + strconv.FormatUint(e.num>>attemptBits, 36)
 	default:
 		return r.id
 	}

@@ -89,7 +89,7 @@ func (e *entry) timed(ctx context.Context, v *view, payload any, start int64, er
 	d.ev.r, d.ev.payload, d.ev.start = &e.plain, payload, start
 	d.ev.num = e.count.Add(1) << attemptBits
 	if err != nil {
-		d.ev.r = &record{bus: e.bus, entry: e, err: err}
+		d.ev.r = &record{bus: e.bus, entry: e, number: e.plain.number, err: err}
 	}
 	if e.bus.state.Load() != stateOpen {
 		_ = e.finish(ctx, 0, route{v.inline, v.queued}, d.ev) // reported; a view that is fast is not strict
@@ -230,7 +230,7 @@ func (s *Span) start(outer context.Context) context.Context {
 func (s *Span) end(err error) error {
 	s.event.dur = time.Duration(monotonic() - s.event.start)
 	if err != nil {
-		s.event.r = &record{bus: s.e.bus, entry: s.e, err: err}
+		s.event.r = &record{bus: s.e.bus, entry: s.e, number: s.e.plain.number, err: err}
 	}
 	return s.e.finish(s.ctx, s.class, s.to, s.event)
 }

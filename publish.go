@@ -345,7 +345,7 @@ func (ev Event) wire(ctx context.Context, b *Bus) (*adapter.Message, error) {
 // encoded is the event as a remote subscriber would get it.
 func (b *Bus) encoded(ev Event, m *adapter.Message) Event {
 	out := b.received(m, ev.Attempt())
-	out.r.entry, out.r.req, out.num, out.start = ev.r.entry, ev.r.req, ev.num, ev.start
+	out.r.entry, out.r.number, out.r.req, out.num, out.start = ev.r.entry, ev.r.number, ev.r.req, ev.num, ev.start
 	return out
 }
 

@@ -62,21 +62,23 @@ func (q *queue) offer(ctx context.Context, e *Event) putResult {
 	return putOK
 }
 
-// offerNew is offer of an event that is nothing else yet.
-func (q *queue) offerNew(ctx context.Context, r *record, payload any, num uint64) bool {
+// offerNew is offer of an event that is nothing yet but its number.
+func (q *queue) offerNew(ctx context.Context, l *lone, payload any) (num uint64, ok bool) {
 	q.mu.Lock()
+	l.n++
+	num = l.n << attemptBits
 	if q.n >= q.limit {
 		q.mu.Unlock()
-		return false
+		return num, false
 	}
 	it := q.slot()
 	it.ctx = ctx
-	it.event.r = r
+	it.event.r = &l.plain
 	it.event.payload = payload
 	it.event.num = num
 	q.pushed()
 	q.mu.Unlock()
-	return true
+	return num, true
 }
 
 // refuse says why there is no room, and unlocks.

@@ -64,7 +64,7 @@ func (b *Bus) Request(ctx context.Context, topic string, payload any) (Event, er
 	}
 	rq := &request{entry: e, open: len(to.inline) + len(to.queued) + 1, done: make(chan struct{})}
 	ev := e.newEvent(payload)
-	ev.r = &record{bus: b, entry: e, req: rq}
+	ev.r = &record{bus: b, entry: e, number: e.plain.number, req: rq}
 	// What was not accepted answers with its error, as what was dropped later does.
 	err = e.send(context.WithValue(ctx, requestKey{}, rq), 0, to, ev)
 	rq.finished(err)

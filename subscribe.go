@@ -315,14 +315,14 @@ func (s *Subscription) put(q *queue, ctx context.Context, e *Event) error {
 	return nil
 }
 
-// putLone is put for the only subscriber of a topic. The event is made in the
-// queue if there is room for it.
-func (s *Subscription) putLone(q *queue, ctx context.Context, r *record, payload any, num uint64) error {
-	if q.offerNew(ctx, r, payload, num) {
+// put is Subscription.put. The event is made in the queue if there is room for it.
+func (l *lone) put(ctx context.Context, payload any) error {
+	num, ok := l.queue.offerNew(ctx, l, payload)
+	if ok {
 		return nil
 	}
-	e := Event{r: r, payload: payload, num: num}
-	if err := s.put(q, ctx, &e); err != nil {
+	e := Event{r: &l.plain, payload: payload, num: num}
+	if err := l.sub.put(l.queue, ctx, &e); err != nil {
 		return &Error{Op: "publish", Topic: e.Topic(), Err: err}
 	}
 	return nil

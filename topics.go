@@ -14,11 +14,10 @@ import (
 
 // entry is one topic of a bus.
 type entry struct {
-	bus    *Bus
-	topic  string
-	number uint64               // of this entry at its bus: the middle part of event ids
-	plain  record               // of all its events that need no other
-	view   atomic.Pointer[view] // nil: nobody listens, nothing to do
+	bus   *Bus
+	topic string
+	plain record               // of all its events that need no other
+	view  atomic.Pointer[view] // nil: nobody listens, nothing to do
 
 	// Written by every publish that somebody listens to, so kept away from the line
 	// that all read.
@@ -35,6 +34,7 @@ type entry struct {
 // typed is a *typedTopic of any T.
 type typed interface {
 	follow(*view)
+	alone() uint64
 	payload() string
 }
 
@@ -181,13 +181,18 @@ func (b *Bus) makeEntry(name string) *entry {
 		b.forgetNamed()
 	}
 	b.named++
-	b.entries++
-	e := &entry{bus: b, topic: strings.Clone(name), number: b.entries}
-	e.plain = record{bus: b, entry: e}
+	e := &entry{bus: b, topic: strings.Clone(name)}
+	e.plain = e.record()
 	e.view.Store(staleView)
 	b.names.add(e)
 	b.refreshLocked(e)
 	return e
+}
+
+// record begins a count of events. mu is held.
+func (e *entry) record() record {
+	e.bus.numbers++
+	return record{bus: e.bus, entry: e, number: e.bus.numbers}
 }
 
 // forgetNamed drops the entries that no typed topic holds; the next publish

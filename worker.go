@@ -39,7 +39,7 @@ type worker struct {
 }
 
 // maxBatch is where taking more at a time gained nothing any more.
-const maxBatch = 64
+const maxBatch = 32
 
 func (s *Subscription) newWorker(q *queue) *worker {
 	w := &worker{sub: s, queue: q, limit: 1}
