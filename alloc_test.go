@@ -26,6 +26,7 @@ func TestAllocations(t *testing.T) {
 	nobody, one, three := typed("alloc.nobody"), typed("alloc.one", inline), typed("alloc.three", inline, inline, inline)
 	queued, both := typed("alloc.queued", nil), typed("alloc.both", nil, nil, inline)
 	subscribe(t, b, "wild.*", func(_ context.Context, e tidings.Event) error { e.Payload(); return nil }, inline)
+	shared := typed("alloc.shared", nil, nil, nil, nil, nil, nil, nil, nil)
 	asks := typed("alloc.asks")
 	subscribe(t, b, "alloc.asks", func(_ context.Context, e tidings.Event) error { e.Time(); e.Duration(); return nil }, inline)
 	o, fn := &order{1}, func(context.Context) error { return nil }
@@ -43,6 +44,8 @@ func TestAllocations(t *testing.T) {
 		"publish, times asked":           func() { _ = asks.Publish(ctx, o) },
 		"publish, 1 queued":              func() { _ = queued.Publish(ctx, o) },
 		"publish, 2 queued and 1 inline": func() { _ = both.Publish(ctx, o) },
+		"publish, 8 queued in one ring":  func() { _ = shared.Publish(ctx, o) },
+		"publish by name, 8 queued":      func() { _ = b.Publish(ctx, "alloc.shared", o) },
 		"publish, 1 inline, a context":   func() { _ = one.Publish(with, o) },
 		"Listening":                      func() { b.Listening("wild.x") },
 	} {

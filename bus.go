@@ -39,6 +39,7 @@ type Bus struct {
 	patterns trie[*Subscription] // subs by pattern
 	fresh    trie[*entry]        // topics whose view is not stale
 	feeds    map[feedKey]*feed
+	hosts    map[hostKey]*host
 	adapter  adapter.Adapter
 	attached bool   // Attach was called
 	remote   bool   // publishing goes to the adapter
@@ -62,7 +63,8 @@ func New(o Options) (*Bus, error) {
 		return nil, err
 	}
 	b := &Bus{opts: o, source: "//" + o.App + "/" + o.Instance, idPrefix: nonce() + "-",
-		subs: map[*Subscription]struct{}{}, stopping: map[*Subscription]struct{}{}, feeds: map[feedKey]*feed{}}
+		subs: map[*Subscription]struct{}{}, stopping: map[*Subscription]struct{}{}, feeds: map[feedKey]*feed{},
+		hosts: map[hostKey]*host{}}
 	b.hung.bus = b
 	for _, wrap := range slices.Backward(o.PublishMiddleware) {
 		if b.around == nil {
@@ -161,6 +163,7 @@ func (b *Bus) remove(s *Subscription) {
 		b.watchers.Add(-1)
 	}
 	b.patterns.remove(s.pattern, s)
+	b.unhost(s)
 	b.changed(s.pattern)
 	f := s.joined
 	if f == nil {

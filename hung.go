@@ -124,8 +124,7 @@ func (h *hungHandlers) check(w *worker) (wait bool) {
 // current is the event whose handler runs. Workers change their batch under the
 // queue's lock only.
 func (w *worker) current() (e Event, begun uint64, running bool) {
-	w.queue.mu.Lock()
-	defer w.queue.mu.Unlock()
+	defer w.queue.lock().mu.Unlock()
 	begun = w.begun.Load()
 	i := int(begun - (w.taken - uint64(len(w.batch)))) // how many of the batch have begun
 	if !w.busy || i == 0 {

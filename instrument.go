@@ -92,7 +92,7 @@ func (e *entry) timed(ctx context.Context, v *view, payload any, start int64, er
 		d.ev.r = &record{bus: e.bus, entry: e, number: e.plain.number, err: err}
 	}
 	if e.bus.state.Load() != stateOpen {
-		_ = e.finish(ctx, 0, route{v.inline, v.queued}, d.ev) // reported; a view that is fast is not strict
+		_ = e.finish(ctx, 0, route{inline: v.inline, queued: v.queued}, d.ev) // reported; a view that is fast is not strict
 		return
 	}
 	if len(v.queued) > 0 {
@@ -277,10 +277,8 @@ func (b *Bus) announce(topic string, payload any) {
 	}
 	to, ev := v.route(topic), e.newEvent(payload)
 	b.background(func() {
-		for _, t := range targets(to.queued, ev) {
-			if err := t.sub.put(t.queue, context.Background(), &ev); err != nil {
-				b.report(context.Background(), &Error{Op: "publish", Topic: topic, Err: err})
-			}
+		for _, err := range putEach(context.Background(), &ev, to.queued, nil) {
+			b.report(context.Background(), &Error{Op: "publish", Topic: topic, Err: err})
 		}
 		for _, s := range to.inline {
 			_ = s.call(context.Background(), ev) // reported by call

@@ -182,24 +182,6 @@ func (v *view) unfinished(d *dispatch, p any) {
 	}
 }
 
-// enqueue reports whether any queue has accepted the event.
-func (v *view) enqueue(d *dispatch) (accepted bool, err error) {
-	var errs []error
-	for i, q := range v.queues {
-		if q != nil && q.offer(d.ctx, &d.ev) == putOK {
-			continue
-		}
-		s := v.queued[i]
-		if err := s.put(s.lane(&d.ev), d.ctx, &d.ev); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	if errs == nil {
-		return true, nil
-	}
-	return len(errs) < len(v.queues), join(errs)
-}
-
 func (e *entry) publishSlow(ctx context.Context, payload any) error {
 	switch v := e.current(); {
 	case v == nil:
@@ -245,11 +227,14 @@ func (e *entry) newEvent(payload any) Event {
 }
 
 // route is who gets one event here.
-type route struct{ inline, queued []*Subscription }
+type route struct {
+	inline, queued []*Subscription
+	not            []*Subscription // who would get it, and must not
+}
 
 func (v *view) route(topic string) route {
 	inline, queued := v.pick(topic)
-	return route{inline, queued}
+	return route{inline: inline, queued: queued}
 }
 
 func (r route) nobody() bool { return len(r.inline)+len(r.queued) == 0 }
@@ -281,25 +266,24 @@ func (e *entry) send(ctx context.Context, class adapter.Class, to route, ev Even
 			local = b.encoded(ev, m)
 		}
 	}
-	puts := targets(to.queued, local)
-	if class != 0 {
-		puts = takeLocals(puts, to.inline, m)
-		err := b.transport().Publish(ctx, m, class)
-		if err != nil {
+	var errs []error
+	if class == 0 {
+		errs = putEach(ctx, &local, to.queued, to.not)
+	} else {
+		puts := takeLocals(targets(to.queued, local), to.inline, m)
+		if err := b.transport().Publish(ctx, m, class); err != nil {
 			for _, t := range puts {
 				t.sub.gate.leave()
 			}
 			return fail(false, err)
 		}
-	}
-	accepted, errs := class != 0 || len(to.inline) > 0, []error(nil)
-	for _, t := range puts {
-		if err := t.put(ctx, &local, class != 0); err != nil {
-			errs = append(errs, err)
-		} else {
-			accepted = true
+		for _, t := range puts {
+			if err := t.put(ctx, &local); err != nil {
+				errs = append(errs, err)
+			}
 		}
 	}
+	accepted := class != 0 || len(to.inline) > 0 || len(to.queued) > len(errs)
 	callInline(ctx, to.inline, local, func(s *Subscription, err error) {
 		local.answered(err)
 		if err != nil && b.opts.Strict && !s.watcher {
@@ -357,10 +341,7 @@ type target struct {
 }
 
 // put leaves the gate, too. What does not fit is logged, and that is user code.
-func (t target) put(ctx context.Context, e *Event, gated bool) (err error) {
-	if !gated {
-		return t.sub.put(t.queue, ctx, e)
-	}
+func (t target) put(ctx context.Context, e *Event) (err error) {
 	defer t.sub.gate.leave()
 	if t.sub.opts.Overflow != DropOldest && t.queue.offer(ctx, e) == putOK {
 		return nil

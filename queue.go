@@ -2,7 +2,6 @@ package tidings
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,33 +13,68 @@ type item struct {
 	event Event
 }
 
-// queue is a bounded ring between publishers and the workers of one lane. No
-// user code runs under its lock. Workers wait on a condition variable and take
-// several events at a time, which a worker that is alone reads where they are.
+// queue is what waits for the workers of one lane: a place in a ring. Workers wait
+// on a condition variable and take several events at a time, which a worker that
+// is alone reads where they are.
 type queue struct {
-	mu       sync.Mutex
-	nonEmpty sync.Cond
-	ring     []item // its length is a power of two; grows up to bound, so that an idle subscription is small
-	head, n  int
-	held     int // of n, from head: in the hand of the only worker
-	bound    int
-	limit    int           // bound, or 0 once it is closed
+	sub  *Subscription
+	ring atomic.Pointer[ring] // whose mu guards what follows; see lock
+
+	head     uint64 // number of the oldest item that is not done
+	held     int    // items from head on that are in the hand of the only worker
+	start    uint64 // number of the first item ever, had it had no other ring before
+	at       int    // index among the ring's readers
+	nonEmpty *sync.Cond
 	waiting  int           // workers that wait and have not been told of an event
 	busy     int           // workers with events in hand
-	accepted uint64        // events ever
-	space    chan struct{} // closed when an item was taken; nil when nobody waits
 	idle     chan struct{} // closed when nothing waits and nothing is in hand; nil when nobody asks
 	closed   bool          // takes no more; what is in it is still handed out
 	hurried  bool          // batches are no longer waited for
-	cleared  atomic.Bool   // what workers have in hand is to be dropped too
-	bursted  atomic.Bool   // a burst of drops has been logged
+	apart    bool          // shares no ring, or not any more
+
+	cleared atomic.Bool // what workers have in hand is to be dropped too
+	bursted atomic.Bool // a burst of drops has been logged
 }
 
-func newQueue(bound int) *queue {
-	q := &queue{bound: bound, limit: bound}
-	q.nonEmpty.L = &q.mu
+func newQueue(bound int, s *Subscription) *queue {
+	q := &queue{sub: s}
+	(&ring{bound: uint64(bound)}).readBy(q)
 	return q
 }
+
+// lock locks the ring that the queue reads.
+func (q *queue) lock() *ring {
+	for {
+		r := q.ring.Load()
+		r.mu.Lock()
+		if q.ring.Load() == r {
+			return r
+		}
+		r.mu.Unlock()
+	}
+}
+
+// lockOwn is lock for what concerns this queue alone.
+func (q *queue) lockOwn() *ring {
+	r := q.lock()
+	if len(r.readers) > 1 {
+		r.part(q)
+		r.mu.Unlock()
+		r = q.ring.Load() // for good
+		r.mu.Lock()
+	}
+	return r
+}
+
+// part has it share no ring from now on.
+func (q *queue) part() {
+	r := q.lockOwn()
+	defer r.mu.Unlock()
+	q.apart = true
+}
+
+// n counts what waits or is in hand.
+func (q *queue) n(r *ring) int { return int(r.tail - q.head) }
 
 // put results.
 type putResult uint8
@@ -53,54 +87,23 @@ const (
 
 // offer adds it if there is room.
 func (q *queue) offer(ctx context.Context, e *Event) putResult {
-	q.mu.Lock()
-	if q.n >= q.limit {
-		return q.refuse()
-	}
-	q.push(ctx, e)
-	q.mu.Unlock()
-	return putOK
-}
-
-// offerNew is offer of an event that is nothing yet but its number.
-func (q *queue) offerNew(ctx context.Context, l *lone, payload any) (num uint64, ok bool) {
-	q.mu.Lock()
-	l.n++
-	num = l.n << attemptBits
-	if q.n >= q.limit {
-		q.mu.Unlock()
-		return num, false
-	}
-	it := q.slot()
-	it.ctx = ctx
-	it.event.r = &l.plain
-	it.event.payload = payload
-	it.event.num = num
-	q.pushed()
-	q.mu.Unlock()
-	return num, true
-}
-
-// refuse says why there is no room, and unlocks.
-func (q *queue) refuse() putResult {
-	defer q.mu.Unlock()
-	if q.closed {
+	r := q.lockOwn()
+	defer r.mu.Unlock()
+	switch {
+	case q.closed:
 		return putClosed
+	case r.tail >= r.limit && r.full():
+		return putFull
 	}
-	return putFull
+	r.push(ctx, e)
+	return putOK
 }
 
 // room returns a channel that is closed when the queue may have room.
 func (q *queue) room() <-chan struct{} {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed || q.n < q.bound {
-		return closedChan
-	}
-	if q.space == nil {
-		q.space = make(chan struct{})
-	}
-	return q.space
+	r := q.lockOwn()
+	defer r.mu.Unlock()
+	return r.room()
 }
 
 var closedChan = func() <-chan struct{} { c := make(chan struct{}); close(c); return c }()
@@ -108,213 +111,182 @@ var closedChan = func() <-chan struct{} { c := make(chan struct{}); close(c); re
 // replaceOldest adds it, in place of the oldest if there is no room. Workers of
 // such a queue copy what they take, so that nothing is held.
 func (q *queue) replaceOldest(ctx context.Context, e *Event) (dropped item, full bool, res putResult) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+	r := q.lockOwn()
+	defer r.mu.Unlock()
 	if q.closed {
 		return item{}, false, putClosed
 	}
-	if full = q.n == q.bound; full {
-		dropped = q.pop()
+	if r.tail >= r.limit && r.full() {
+		full, dropped = true, *r.slot(q.head)
+		r.advance(q, 1)
 	}
-	q.push(ctx, e)
+	r.push(ctx, e)
 	return dropped, full, putOK
-}
-
-func (q *queue) push(ctx context.Context, e *Event) {
-	it := q.slot()
-	// Word by word: reading what was just written in larger pieces than it was
-	// written in stalls the processor, for longer than all the rest takes.
-	it.ctx = ctx
-	it.event.r = e.r
-	it.event.payload = e.payload
-	it.event.start = e.start
-	it.event.dur = e.dur
-	it.event.num = e.num
-	q.pushed()
-}
-
-// slot is the next free place, which is zero.
-func (q *queue) slot() *item {
-	if q.n == len(q.ring) {
-		q.grow()
-	}
-	return &q.ring[(q.head+q.n)&(len(q.ring)-1)]
-}
-
-func (q *queue) pushed() {
-	q.n++
-	q.accepted++
-	if q.waiting > 0 {
-		q.waiting-- // here, since it may be long until the worker runs
-		q.nonEmpty.Signal()
-	}
-}
-
-func (q *queue) pop() item {
-	it := q.ring[q.head]
-	q.discard(1)
-	return it
-}
-
-// discard lets go of the oldest: the ring must not keep payloads alive.
-func (q *queue) discard(n int) {
-	clear(q.ring[q.head : q.head+n])
-	q.head = (q.head + n) & (len(q.ring) - 1)
-	q.n -= n
-}
-
-func (q *queue) grow() {
-	ring := make([]item, max(2*len(q.ring), 8))
-	for i := range q.n {
-		ring[i] = q.ring[(q.head+i)&(len(q.ring)-1)]
-	}
-	q.ring, q.head = ring, 0
 }
 
 // take gives the worker its next events; what it had in hand is done. false: the
 // queue is closed and empty.
 func (q *queue) take(w *worker) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.release(w)
+	r := q.lock()
+	q.release(r, w)
 	for {
-		for q.n == 0 {
+		for q.n(r) == 0 {
 			if q.closed {
+				r.mu.Unlock()
 				return false
 			}
-			q.wait()
+			r = q.wait(r)
 		}
-		if w.linger == 0 || q.linger(w) {
+		if w.linger == 0 {
+			break
+		}
+		if r = q.linger(r, w); q.n(r) > 0 { // else another worker has taken it
 			break
 		}
 	}
+	defer r.mu.Unlock()
+	k := min(q.n(r), w.limit)
 	if w.alone {
-		q.held = min(q.n, w.limit, len(q.ring)-q.head)
-		w.batch = q.ring[q.head : q.head+q.held]
+		first := int(q.head & uint64(len(r.items)-1))
+		q.held = min(k, len(r.items)-first)
+		w.batch = r.items[first : first+q.held]
 	} else {
-		for k := min(q.n, w.limit); k > 0; k-- {
-			w.batch = append(w.batch, q.pop())
+		for ; k > 0; k-- {
+			w.batch = append(w.batch, *r.slot(q.head))
+			r.advance(q, 1)
 		}
 	}
 	w.taken += uint64(len(w.batch))
 	w.busy = true
 	q.busy++
-	if q.n == q.held {
+	if q.n(r) == q.held {
 		q.bursted.Store(false)
 	}
-	q.tellSpace()
 	return true
 }
 
-func (q *queue) tellSpace() {
-	if q.space != nil {
-		close(q.space)
-		q.space = nil
-	}
-}
-
-// release is called with mu held.
-func (q *queue) release(w *worker) {
+// release gives back what the worker had in hand. The ring is locked.
+func (q *queue) release(r *ring, w *worker) {
 	if w.busy {
 		w.busy = false
 		q.busy--
 		if w.alone {
 			w.batch = nil
-			q.discard(q.held)
+			n := q.held
 			q.held = 0
-			q.tellSpace()
+			r.advance(q, uint64(n))
 		} else {
 			clear(w.batch)
 			w.batch = w.batch[:0]
 		}
 	}
-	if q.n == 0 && q.busy == 0 && q.idle != nil {
+	q.tellIdle(r)
+}
+
+func (q *queue) tellIdle(r *ring) {
+	if q.idle != nil && q.n(r) == 0 && q.busy == 0 {
 		close(q.idle)
 		q.idle = nil
 	}
 }
 
-func (q *queue) wait() {
-	q.waiting++
-	q.nonEmpty.Wait()
+// wait waits for an event, in whatever ring is the queue's by then.
+func (q *queue) wait(r *ring) *ring {
+	if q.waiting++; q.waiting == 1 {
+		r.sleepers++
+	}
+	if q.nonEmpty.Wait(); q.ring.Load() == r {
+		return r
+	}
+	r.mu.Unlock()
+	return q.lock()
 }
 
-// wakeAll is called with mu held.
-func (q *queue) wakeAll() {
-	q.waiting = 0
+// wakeAll is called with the ring locked.
+func (q *queue) wakeAll(r *ring) {
+	if q.waiting > 0 {
+		r.sleepers--
+		q.waiting = 0
+	}
 	q.nonEmpty.Broadcast()
 }
 
-// linger waits for a batch to fill, as long as the worker may; false: another
-// worker has taken it. mu is held.
-func (q *queue) linger(w *worker) bool {
+// linger waits for a batch to fill, as long as the worker may.
+func (q *queue) linger(r *ring, w *worker) *ring {
 	over := false
 	timer := time.AfterFunc(w.linger, func() {
-		q.mu.Lock()
-		defer q.mu.Unlock()
+		r := q.lock()
+		defer r.mu.Unlock()
 		over = true
-		q.wakeAll()
+		q.wakeAll(r)
 	})
 	defer timer.Stop()
-	for q.n > 0 && q.n < min(w.limit, q.bound) && !over && !q.closed && !q.hurried {
-		q.wait()
+	for q.n(r) > 0 && q.n(r) < min(w.limit, int(r.bound)) && !over && !q.closed && !q.hurried {
+		r = q.wait(r)
 	}
-	return q.n > 0
+	return r
 }
 
 // hurry ends waiting for batches to fill.
 func (q *queue) hurry() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+	r := q.lock()
+	defer r.mu.Unlock()
 	q.hurried = true
-	q.wakeAll()
+	q.wakeAll(r)
 }
 
 // whenIdle returns a channel that is closed once nothing waits and nothing is in
 // hand, and how much was ever accepted.
 func (q *queue) whenIdle() (<-chan struct{}, uint64) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.n == 0 && q.busy == 0 {
-		return closedChan, q.accepted
+	r := q.lock()
+	defer r.mu.Unlock()
+	accepted := r.tail - q.start
+	if q.n(r) == 0 && q.busy == 0 {
+		return closedChan, accepted
 	}
 	if q.idle == nil {
 		q.idle = make(chan struct{})
 	}
-	return q.idle, q.accepted
+	return q.idle, accepted
 }
 
-// close makes put fail; take goes on until the queue is empty.
+// close makes offer fail; take goes on until the queue is empty.
 func (q *queue) close() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.closed, q.limit = true, 0
-	q.wakeAll()
-	q.tellSpace()
+	r := q.lockOwn()
+	defer r.mu.Unlock()
+	q.closeLocked(r)
+}
+
+func (q *queue) closeLocked(r *ring) {
+	q.closed, q.apart, r.limit = true, true, 0
+	q.wakeAll(r)
+	r.tellSpace()
 }
 
 // clear closes the queue and returns what was in it; workers drop what they have
 // in hand and have not begun.
 func (q *queue) clear() []item {
-	q.close()
+	r := q.lockOwn()
+	defer r.mu.Unlock()
+	q.closeLocked(r)
 	q.cleared.Store(true)
-	q.mu.Lock()
-	defer q.mu.Unlock()
 	var left []item
-	for ; q.n > q.held; q.n-- {
-		it := &q.ring[(q.head+q.n-1)&(len(q.ring)-1)]
-		left = append(left, *it)
-		*it = item{}
+	from := q.head + uint64(q.held)
+	for n := from; n < r.tail; n++ {
+		left = append(left, *r.slot(n))
 	}
-	slices.Reverse(left)
+	r.clear(from, r.tail)
+	q.start -= r.tail - from // it counts what was accepted
+	r.tail = from
+	q.tellIdle(r)
 	return left
 }
 
 // len counts what waits and is in nobody's hand.
 func (q *queue) len() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.n - q.held
+	r := q.lock()
+	defer r.mu.Unlock()
+	return q.n(r) - q.held
 }
 
 // putWait offers until there is room, timeout has passed or ctx has ended.

@@ -12,7 +12,7 @@ import (
 func TestQueueAgainstAModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		bound := rapid.IntRange(1, 20).Draw(t, "bound")
-		q, next := newQueue(bound), uint64(0)
+		q, next := newQueue(bound, nil), uint64(0)
 		var model []uint64
 		closed := false
 		mk := func() item {
@@ -70,9 +70,9 @@ func TestQueueAgainstAModel(t *testing.T) {
 				if idle, _ := q.whenIdle(); w.busy && idle == closedChan {
 					t.Fatal("idle with events in hand")
 				}
-				q.mu.Lock()
-				q.release(w)
-				q.mu.Unlock()
+				r := q.lock()
+				q.release(r, w)
+				r.mu.Unlock()
 				if idle, _ := q.whenIdle(); (idle == closedChan) != (len(model) == 0) {
 					t.Fatalf("idle %v with %v", idle == closedChan, model)
 				}
@@ -98,7 +98,7 @@ func TestQueueAgainstAModel(t *testing.T) {
 }
 
 func TestPutWaitObeysItsContext(t *testing.T) {
-	q := newQueue(1)
+	q := newQueue(1, nil)
 	_ = q.offer(context.Background(), &Event{})
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()

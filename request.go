@@ -86,6 +86,8 @@ func (v *view) responders(topic string) route {
 	for _, s := range all.queued {
 		if s.opts.Workers > 1 || !s.insideOwnHandler() {
 			to.queued = append(to.queued, s)
+		} else {
+			to.not = append(to.not, s)
 		}
 	}
 	return to

@@ -26,12 +26,11 @@ type Subscription struct {
 	order   int64 // among those of a topic; negative for Prepend
 	handler Handler
 	typed   any                                  // the handler as a typedHandler, when that is all there is
-	byRef   func(context.Context, *Event) error  // the handler, for who has the event in memory anyway
+	run     func(*worker)                        // has the handler called for all that the worker has in hand
 	batch   func(context.Context, []Event) error // in place of handler
 	opts    SubscribeOptions
 	key     feedKey
 	plain   bool // events go to its only queue without asking anybody
-	simple  bool // a queued event needs nothing but a call of the handler
 	watcher bool // of Debugger.Watch: sees, and is not seen
 	place   [8]uintptr
 
@@ -40,8 +39,9 @@ type Subscription struct {
 	handlers   context.Context // cancelled when handlers must give up
 	cancel     context.CancelFunc
 	gate       gate
-	joined     *feed // set under bus.mu, as are the next two
+	joined     *feed // set under bus.mu, as are the next three
 	lastOfFeed bool
+	host       *host
 	ran        runs
 
 	ending atomic.Bool
@@ -123,11 +123,9 @@ func (s *Subscription) init(b *Bus, pattern string, o SubscribeOptions) {
 	s.wild = topic.IsPattern(pattern)
 	s.key = feedKey{group: o.Group, pattern: pattern, durable: o.Durable}
 	runtime.Callers(3, s.place[:])
-	if s.byRef == nil {
-		h := s.handler
-		s.byRef = func(ctx context.Context, e *Event) error { return h(ctx, *e) }
+	if s.run == nil {
+		s.run = s.runHandler
 	}
-	s.simple = !o.Durable && o.Timeout == 0 && o.Retry.Attempts <= 1 && s.batch == nil
 	s.handlers, s.cancel = context.WithCancel(context.Background())
 	if o.Inline {
 		return
@@ -143,7 +141,7 @@ func (s *Subscription) init(b *Bus, pattern string, o SubscribeOptions) {
 			// never wait for room.
 			bound = s.maxInFlight()
 		}
-		s.lanes = append(s.lanes, newQueue(bound))
+		s.lanes = append(s.lanes, newQueue(bound, s))
 	}
 	s.plain = s.onlyQueue() != nil && o.Filter == nil
 }
@@ -311,19 +309,6 @@ func (s *Subscription) put(q *queue, ctx context.Context, e *Event) error {
 	}
 	if res == putClosed {
 		return s.putLate(*e)
-	}
-	return nil
-}
-
-// put is Subscription.put. The event is made in the queue if there is room for it.
-func (l *lone) put(ctx context.Context, payload any) error {
-	num, ok := l.queue.offerNew(ctx, l, payload)
-	if ok {
-		return nil
-	}
-	e := Event{r: &l.plain, payload: payload, num: num}
-	if err := l.sub.put(l.queue, ctx, &e); err != nil {
-		return &Error{Op: "publish", Topic: e.Topic(), Err: err}
 	}
 	return nil
 }

@@ -34,13 +34,15 @@ type typedView[T any] struct {
 	lone     *lone // there is nothing to do but to put it here
 }
 
-// lone is the only queue that events of a topic go to. It counts them, under the
+// lone is the only ring that events of a topic go to. It counts them, under the
 // lock that it needs anyway: counting at the topic too cost a sixth of publishing.
 type lone struct {
-	sub   *Subscription
-	queue *queue
-	plain record
-	n     uint64 // guarded by the queue's lock
+	*ring
+	view  *view
+	epoch uint64 // of the ring
+	plain record // read by workers while n changes: not on one line with it
+	_     [64]byte
+	n     uint64 // guarded by the ring's lock
 }
 
 // count is what the topic has not counted.
@@ -48,9 +50,39 @@ func (l *lone) count() uint64 {
 	if l == nil {
 		return 0
 	}
-	l.queue.mu.Lock()
-	defer l.queue.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	return l.n
+}
+
+// offer makes an event where it waits, if the ring has room and the readers that
+// the view knows.
+func (l *lone) offer(ctx context.Context, payload any) (num uint64, ok bool) {
+	r := l.ring
+	r.mu.Lock()
+	l.n++
+	num = l.n << attemptBits
+	if l.epoch != r.epoch || (r.tail >= r.limit && r.full()) {
+		r.mu.Unlock()
+		return num, false
+	}
+	it := r.slot(r.tail)
+	it.ctx = ctx
+	it.event.r = &l.plain
+	it.event.payload = payload
+	it.event.num = num
+	r.pushed()
+	r.mu.Unlock()
+	return num, true
+}
+
+// put is for an event that offer would not take.
+func (l *lone) put(ctx context.Context, e Event) error {
+	errs := l.view.enqueueFrom(ctx, &e, 0)
+	if errs == nil {
+		return nil
+	}
+	return &Error{Op: "publish", Topic: e.Topic(), Accepted: len(l.view.queued) > len(errs), Err: join(errs)}
 }
 
 type typedHandler[T any] = func(context.Context, Event, T) error
@@ -110,10 +142,9 @@ func (t *typedTopic[T]) follow(v *view) {
 			tv.handlers = append(tv.handlers, h)
 		}
 	}
-	if v.fast && len(v.inline) == 0 && len(v.queued) == 1 {
-		if q := v.queues[0]; q != nil {
-			tv.lone = &lone{sub: v.queued[0], queue: q, plain: t.e.record()}
-		}
+	if v.fast && len(v.inline) == 0 && len(v.shares) == 1 && v.shares[0].ring != nil {
+		h := &v.shares[0]
+		tv.lone = &lone{ring: h.ring, view: v, epoch: h.epoch, plain: t.e.record()}
 	}
 	t.view.Store(tv)
 }
@@ -144,8 +175,12 @@ func (t *typedTopic[T]) publisher() func(context.Context, T) error {
 		if tv == nil || e.stamp.Load() != 0 {
 			return e.publish(ctx, v)
 		}
-		if tv.lone != nil {
-			return tv.lone.put(ctx, v)
+		if l := tv.lone; l != nil {
+			num, ok := l.offer(ctx, v)
+			if ok {
+				return nil
+			}
+			return l.put(ctx, Event{r: &l.plain, payload: v, num: num})
 		}
 		if !tv.direct {
 			return e.publish(ctx, v)
@@ -238,14 +273,32 @@ func (t Topic[T]) Subscribe(ctx context.Context, h func(context.Context, Event, 
 	}}
 	if len(b.opts.Middleware) == 0 {
 		s.typed = h
-		s.byRef = func(ctx context.Context, e *Event) error {
-			if v, ok := e.payload.(T); ok && e.r.msg == nil {
-				return h(ctx, *e, v)
-			}
-			return decoded(ctx, *e, h)
-		}
+		s.run = func(w *worker) { runTyped(w, h) }
 	}
 	return b.subscribeHandler(ctx, t.Name(), s, o)
+}
+
+// runTyped is Subscription.runHandler for a typed handler.
+func runTyped[T any](w *worker, h typedHandler[T]) {
+	for ; w.next < len(w.batch); w.next++ {
+		it := &w.batch[w.next]
+		if w.special(it) {
+			w.slow(it)
+			continue
+		}
+		if !sameContext(it.ctx, w.given) {
+			w.meet(it.ctx)
+		}
+		var err error
+		if v, ok := it.event.payload.(T); ok && it.event.r.msg == nil {
+			err = h(w.made, it.event, v)
+		} else {
+			err = decoded(w.made, it.event, h)
+		}
+		if err != nil {
+			w.failed(it, err)
+		}
+	}
 }
 
 // decoded is apart from the way of local events, which would allocate for what

@@ -54,7 +54,7 @@ const (
 // view is where events of one topic go: an immutable snapshot.
 type view struct {
 	inline, queued []*Subscription // in the order they are served
-	queues         []*queue        // of queued, where no Key chooses; else nil
+	shares         []share         // the queues of queued
 	publish        adapter.Class   // 0: stays in this process
 	instr          adapter.Class   // the same for instrumented events
 	fast           bool            // nothing but subscribers here, none with options that cost
@@ -230,6 +230,15 @@ func (e *entry) current() *view {
 	return e.bus.refreshLocked(e)
 }
 
+// renew has the view made anew if it is still this one, since queues have moved.
+func (e *entry) renew(v *view) {
+	e.bus.mu.Lock()
+	defer e.bus.mu.Unlock()
+	if e.view.Load() == v {
+		e.bus.unfresh(e)
+	}
+}
+
 // refreshLocked makes a view when it is needed and not when it changes: of a
 // hundred thousand subscriptions to one topic only the last builds anything.
 func (b *Bus) refreshLocked(e *entry) *view {
@@ -295,6 +304,7 @@ func (b *Bus) look(name string) *view {
 	for _, s := range all {
 		v.add(s)
 	}
+	v.shares = b.shares(v.queued)
 	if !isOwn(name) {
 		if b.remote {
 			v.publish, v.instr = b.classes(name)
@@ -324,7 +334,6 @@ func (v *view) add(s *Subscription) {
 		v.inline = append(v.inline, s)
 	} else {
 		v.queued = append(v.queued, s)
-		v.queues = append(v.queues, s.onlyQueue())
 	}
 	if s.watcher {
 		v.watchers++

@@ -175,18 +175,37 @@ func floorNamed(subs int) candidate {
 	}}
 }
 
-// floorChannel is a buffered channel and a goroutine for each subscriber.
+// floorChannel is a buffered channel of pointers and a goroutine for each
+// subscriber.
 func floorChannel(subs int) candidate {
-	return candidate{"channel of 1024 and goroutine each", floor, func() (*rig, error) {
+	return channels("channel of 1024 and goroutine each", floor, subs, func(o *order) *order { return o }, func(o *order) *order { return o })
+}
+
+// parcel is as much as an event and its context.
+type parcel struct {
+	ctx   context.Context
+	order *order
+	_     [5]uintptr
+}
+
+// parcelChannel moves as many bytes as a queue does.
+func parcelChannel(subs int) candidate {
+	ctx := context.Background()
+	return channels("channels of as many bytes as an event", beside, subs,
+		func(o *order) parcel { return parcel{ctx: ctx, order: o} }, func(p parcel) *order { return p.order })
+}
+
+func channels[T any](name string, k kind, subs int, pack func(*order) T, unpack func(T) *order) candidate {
+	return candidate{name, k, func() (*rig, error) {
 		o, c := newOrder(), newCrowd(subs)
-		var chans []chan *order
+		var chans []chan T
 		var loops []*loop.Loop
 		for _, m := range c.members {
-			ch := make(chan *order, 1024)
+			ch := make(chan T, 1024)
 			chans = append(chans, ch)
 			loops = append(loops, loop.Go(func(context.Context) {
-				for o := range ch {
-					m.handle(o)
+				for v := range ch {
+					m.handle(unpack(v))
 				}
 			}))
 		}
@@ -194,7 +213,7 @@ func floorChannel(subs int) candidate {
 			op: c.through(func(n int) error {
 				for range n {
 					for _, ch := range chans {
-						ch <- o
+						ch <- pack(o)
 					}
 				}
 				return nil

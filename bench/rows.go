@@ -41,7 +41,7 @@ func rows(e effort) []row {
 		for i, subs := range []int{1, 8} {
 			all = append(all, row{id: "6" + string(rune('a'+i)), name: fmt.Sprintf("publish typed, %d queued, to the end", subs), cpu: cpu, slice: queuedSlice,
 				goal:       goal{floor: 0.5, noAllocs: true},
-				candidates: append([]candidate{oursQueued(subs), floorChannel(subs)}, queuedPeers(subs)...)})
+				candidates: append([]candidate{oursQueued(subs), floorChannel(subs), parcelChannel(subs)}, queuedPeers(subs)...)})
 		}
 	}
 	return append(all,
