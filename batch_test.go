@@ -131,6 +131,12 @@ func TestBatchOptionsAreChecked(t *testing.T) {
 	if _, err := b.SubscribeBatch(ctx, "x", many, &tidings.SubscribeOptions{Inline: true}); err == nil || !strings.Contains(err.Error(), "Inline") {
 		t.Errorf("inline batch: %v", err)
 	}
+	if _, err := b.SubscribeBatch(ctx, "x", many, &tidings.SubscribeOptions{BatchSize: 9, Queue: 8}); err == nil || !strings.Contains(err.Error(), "raise Queue") {
+		t.Errorf("a batch that is never full: %v", err)
+	}
+	if _, err := b.SubscribeBatch(ctx, "x", many, &tidings.SubscribeOptions{Queue: 8}); err != nil {
+		t.Errorf("the default batch, of a short queue: %v", err)
+	}
 	if _, err := b.SubscribeBatch(ctx, "x", nil, nil); err == nil {
 		t.Error("a nil batch handler was taken")
 	}

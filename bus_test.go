@@ -155,17 +155,35 @@ func TestBadOptionsNameTheField(t *testing.T) {
 	h := func(context.Context, tidings.Event) error { return nil }
 	key := func(tidings.Event) string { return "" }
 	for field, o := range map[string]tidings.SubscribeOptions{
-		"Queue":     {Queue: -1},
-		"Group":     {Group: "a|b"},
-		"Broadcast": {Broadcast: true, Group: "g"},
-		"Durable":   {Broadcast: true, Durable: true},
-		"Inline":    {Inline: true, Workers: 2},
-		"Key":       {Key: key},
-		"Overflow":  {Overflow: 9},
-		"Timeout":   {Timeout: -1},
+		"Queue":              {Queue: -1},
+		"Group":              {Group: "a|b"},
+		"Broadcast":          {Broadcast: true, Group: "g"},
+		"Durable":            {Broadcast: true, Durable: true},
+		"Workers":            {Inline: true, Workers: 2},
+		"Key":                {Key: key},
+		"Overflow":           {Overflow: 9},
+		"Timeout":            {Timeout: -1},
+		"HungAfter":          {Inline: true, HungAfter: time.Second},
+		"Retry":              {Inline: true, Retry: tidings.Retry{Attempts: 2}},
+		"leave out Inline":   {Inline: true, Durable: true},
+		"BlockTimeout":       {Overflow: tidings.Fail, BlockTimeout: time.Second},
+		"BlockTimeout is of": {Inline: true, BlockTimeout: time.Second},
+		"Retry.Backoff":      {Retry: tidings.Retry{Backoff: time.Second}},
+		"Retry.MaxBackoff":   {Retry: tidings.Retry{Attempts: 2, Backoff: time.Minute, MaxBackoff: time.Second}},
+		"200":                {Name: strings.Repeat("x", 201)},
+		`'\n'`:               {Name: "two\nlines"},
+		"UTF-8":              {Name: "\xff"},
 	} {
 		if _, err := b.Subscribe(ctx, "a", h, &o); err == nil || !strings.Contains(err.Error(), field) {
 			t.Errorf("%s: %v", field, err)
+		}
+	}
+	for _, o := range []tidings.SubscribeOptions{
+		{Inline: true, Timeout: time.Second, Workers: 1}, {Overflow: tidings.Block, BlockTimeout: time.Second},
+		{Retry: tidings.Retry{Attempts: 2, MaxBackoff: time.Second}}, {HungAfter: time.Second, Timeout: time.Minute}, {Name: "a mailer, für Kunden"},
+	} {
+		if _, err := b.Subscribe(ctx, "a", h, &o); err != nil {
+			t.Errorf("%+v: %v", o, err)
 		}
 	}
 	if _, err := b.Subscribe(ctx, "a", nil, nil); err == nil {

@@ -42,7 +42,7 @@ type TopicInfo struct {
 // SubscriptionInfo is the state of one subscription. Counts are since it began;
 // those of inline handlers are exact but for events under way when it began.
 type SubscriptionInfo struct {
-	Pattern, Group                     string
+	Name, Pattern, Group               string // Name is of SubscribeOptions
 	Durable, Inline                    bool
 	Place                              string // file:line of the call that made it
 	Queued                             int    // events that wait
@@ -105,7 +105,7 @@ func (e *entry) info() TopicInfo {
 
 func (s *Subscription) info(inline uint64) SubscriptionInfo {
 	c := &s.counts
-	i := SubscriptionInfo{Pattern: s.pattern, Group: s.opts.Group, Durable: s.opts.Durable, Inline: s.opts.Inline,
+	i := SubscriptionInfo{Name: s.opts.Name, Pattern: s.pattern, Group: s.opts.Group, Durable: s.opts.Durable, Inline: s.opts.Inline,
 		Place: s.where(), Failed: c.failed.Load(), Panicked: c.panicked.Load(), Dropped: c.dropped.Load(),
 		HungEver: c.hung.Load(), Latency: c.latency.read()}
 	ended := inline + c.inline.Load()

@@ -95,8 +95,8 @@ func (h *hungHandlers) tell(w *worker) {
 	}
 	h.bus.inside(func() {
 		h.bus.opts.Logger.Warn("tidings: a handler does not return; its subscription waits for it",
-			"topic", hung.Event.Topic(), "id", hung.Event.ID(), "pattern", w.sub.pattern, "group", w.sub.opts.Group,
-			"subscribed_at", w.sub.where(), "since", hung.Since, "stack", string(hung.Stack))
+			append(w.sub.logged(), "topic", hung.Event.Topic(), "id", hung.Event.ID(),
+				"subscribed_at", w.sub.where(), "since", hung.Since, "stack", string(hung.Stack))...)
 	})
 }
 

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/tidings-go/tidings/internal/topic"
 )
@@ -103,6 +105,9 @@ const (
 // SubscribeOptions configure a subscription; nil means the defaults: one process
 // of the app handles each event, by one worker, from a queue of 1024.
 type SubscribeOptions struct {
+	// Name is what the subscription is called in logs, errors and by the Debugger,
+	// besides the line that made it. Default: none.
+	Name string
 	// Group is a set of processes of which one handles each event. Default:
 	// Options.App.
 	Group string
@@ -113,7 +118,7 @@ type SubscribeOptions struct {
 	Durable bool
 	// Inline: the handler runs on the goroutine that publishes or delivers. For
 	// what is short and must not be queued, like metrics. Excludes Queue, Overflow,
-	// Workers, Key, Retry and Durable.
+	// BlockTimeout, Workers, Key, Retry, HungAfter and Durable.
 	Inline bool
 	// Prepend puts an inline subscription before those that are there. Order is:
 	// first those that name the topic, then those with a wildcard; in each, the last
@@ -130,7 +135,8 @@ type SubscribeOptions struct {
 	// parent to what is published inside; see [Parent]. Needs Inline.
 	Start func(ctx context.Context, e Event) context.Context
 	// BatchSize and BatchWait are for SubscribeBatch: how many events at most (default
-	// 100), and how long to wait for more after the first (default: not at all).
+	// 100, or Queue if that is less), and how long to wait for more after the first
+	// (default: not at all).
 	BatchSize int
 	BatchWait time.Duration
 	// HungAfter is how long a queued handler may run before it is reported, with its
@@ -143,7 +149,7 @@ type SubscribeOptions struct {
 	// Overflow says what a full queue does. Default: Block. Durable subscriptions
 	// take no more than their queue holds, so theirs never overflows.
 	Overflow Overflow
-	// BlockTimeout is how long Block waits. Default 5 s.
+	// BlockTimeout is how long Block waits; other policies do not. Default 5 s.
 	BlockTimeout time.Duration
 	// Workers is how many handlers may run at once in this process. Default 1, which
 	// keeps the order of each publisher.
@@ -300,7 +306,10 @@ func (o *SubscribeOptions) withDefaults(b *Bus, batch bool) (SubscribeOptions, e
 		s.HungAfter = max(10*time.Second, s.Timeout+time.Second)
 	}
 	if s.BatchSize == 0 {
-		s.BatchSize = 100
+		s.BatchSize = min(100, s.Queue)
+	}
+	if s.BatchSize > s.Queue {
+		return s, fmt.Errorf("SubscribeOptions.BatchSize %d would never be reached: the queue holds %d events: raise Queue, or lower BatchSize", s.BatchSize, s.Queue)
 	}
 	if s.Retry.Backoff == 0 {
 		s.Retry.Backoff = 100 * time.Millisecond
@@ -312,6 +321,9 @@ func (o *SubscribeOptions) withDefaults(b *Bus, batch bool) (SubscribeOptions, e
 }
 
 func (o *SubscribeOptions) check() error {
+	if err := checkLabel(o.Name); err != nil {
+		return fmt.Errorf("SubscribeOptions.Name %.100q: %w", o.Name, err)
+	}
 	if o.Group != "" {
 		if err := checkName(o.Group); err != nil {
 			return fmt.Errorf("SubscribeOptions.Group %q: %w", o.Group, err)
@@ -325,6 +337,9 @@ func (o *SubscribeOptions) check() error {
 			return fmt.Errorf("SubscribeOptions.%s is negative", field)
 		}
 	}
+	if err := o.checkInline(); err != nil {
+		return err
+	}
 	switch {
 	case o.Overflow > Fail:
 		return fmt.Errorf("SubscribeOptions.Overflow: no such policy: %d", o.Overflow)
@@ -332,16 +347,64 @@ func (o *SubscribeOptions) check() error {
 		return fmt.Errorf("SubscribeOptions.Broadcast reaches every process, Group %q one of them: choose one", o.Group)
 	case o.Broadcast && o.Durable:
 		return fmt.Errorf("SubscribeOptions.Durable needs a group for the events to wait for: leave out Broadcast")
-	case o.Inline && (o.Queue != 0 || o.Overflow != Block || o.Workers > 1 || o.Key != nil || o.Retry != Retry{}):
-		return fmt.Errorf("SubscribeOptions.Inline has no queue: leave out Queue, Overflow, Workers, Key and Retry")
-	case o.Inline && o.Durable:
-		return fmt.Errorf("SubscribeOptions.Durable settles events from a queue: leave out Inline")
-	case !o.Inline && o.Prepend:
-		return fmt.Errorf("SubscribeOptions.Prepend orders inline subscriptions: set Inline")
-	case !o.Inline && o.Start != nil:
-		return fmt.Errorf("SubscribeOptions.Start runs where the block does: set Inline")
 	case o.Key != nil && o.Workers <= 1:
 		return fmt.Errorf("SubscribeOptions.Key keeps order between workers: set Workers above 1, or leave it out")
+	case o.BlockTimeout != 0 && o.Overflow != Block:
+		return fmt.Errorf("SubscribeOptions.BlockTimeout is how long Block waits: leave it out, or Overflow")
+	case (o.Retry.Backoff != 0 || o.Retry.MaxBackoff != 0) && !o.retries():
+		return fmt.Errorf("SubscribeOptions.Retry.Backoff and MaxBackoff are waits before another attempt: set Retry.Attempts above 1")
+	case o.Retry.MaxBackoff != 0 && o.Retry.MaxBackoff < o.Retry.Backoff:
+		return fmt.Errorf("SubscribeOptions.Retry.MaxBackoff is below Backoff: raise it")
+	}
+	return nil
+}
+
+// retries reports whether a handler that failed may be called again.
+func (o *SubscribeOptions) retries() bool {
+	return o.Retry.Attempts > 1 || (o.Durable && o.Retry.Attempts == 0)
+}
+
+// checkInline refuses what means something only inline, or only with a queue.
+func (o *SubscribeOptions) checkInline() error {
+	if !o.Inline {
+		switch {
+		case o.Prepend:
+			return fmt.Errorf("SubscribeOptions.Prepend orders inline subscriptions: set Inline")
+		case o.Start != nil:
+			return fmt.Errorf("SubscribeOptions.Start runs where the block does: set Inline")
+		}
+		return nil
+	}
+	for field, set := range map[string]bool{"Queue": o.Queue != 0, "Overflow": o.Overflow != Block, "BlockTimeout": o.BlockTimeout != 0,
+		"Workers": o.Workers > 1, "Key": o.Key != nil, "Retry": o.Retry != Retry{}} {
+		if set {
+			return fmt.Errorf("SubscribeOptions.%s is of a queue, and Inline has none: leave out one of them", field)
+		}
+	}
+	switch {
+	case o.HungAfter != 0:
+		return fmt.Errorf("SubscribeOptions.HungAfter is for handlers with a worker; what hangs inline holds up its publisher: leave out one of them")
+	case o.Durable:
+		return fmt.Errorf("SubscribeOptions.Durable settles events from a queue: leave out Inline")
+	}
+	return nil
+}
+
+// maxLabel bounds a subscription's name, in bytes.
+const maxLabel = 200
+
+// checkLabel holds for what people read and the broker does not.
+func checkLabel(s string) error {
+	switch {
+	case len(s) > maxLabel:
+		return fmt.Errorf("it has %d bytes; at most %d are allowed", len(s), maxLabel)
+	case !utf8.ValidString(s):
+		return errors.New("it is not UTF-8")
+	}
+	for _, r := range s {
+		if !unicode.IsPrint(r) {
+			return fmt.Errorf("%q is not allowed: it does not print", r)
+		}
 	}
 	return nil
 }

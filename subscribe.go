@@ -180,7 +180,20 @@ func (s *Subscription) wants(name string) (yes bool) {
 
 // String names it in logs and errors.
 func (s *Subscription) String() string {
-	return fmt.Sprintf("subscription %s of group %q", s.pattern, s.opts.Group)
+	name := "subscription"
+	if s.opts.Name != "" {
+		name += fmt.Sprintf(" %q:", s.opts.Name)
+	}
+	return fmt.Sprintf("%s %s of group %q", name, s.pattern, s.opts.Group)
+}
+
+// logged are the attributes that name it in a line of the log.
+func (s *Subscription) logged() []any {
+	args := []any{"pattern", s.pattern, "group", s.opts.Group}
+	if s.opts.Name != "" {
+		args = append(args, "subscription", s.opts.Name)
+	}
+	return args
 }
 
 // call runs the handler once.
@@ -234,8 +247,8 @@ func (s *Subscription) failed(ctx context.Context, e Event, err error) {
 		if n := s.opts.Retry.Attempts; n > 0 {
 			attempt += " of " + strconv.Itoa(n)
 		}
-		s.bus.opts.Logger.Log(ctx, level, msg, "topic", e.Topic(), "id", e.ID(), "pattern", s.pattern, "group", s.opts.Group,
-			"attempt", attempt, "subscribed_at", s.where(), "err", err)
+		s.bus.opts.Logger.Log(ctx, level, msg, append(s.logged(), "topic", e.Topic(), "id", e.ID(),
+			"attempt", attempt, "subscribed_at", s.where(), "err", err)...)
 	})
 }
 
@@ -375,7 +388,7 @@ func (s *Subscription) lose(e Event, why string) {
 
 func (s *Subscription) warn(why string, args ...any) {
 	s.bus.inside(func() {
-		s.bus.opts.Logger.Warn("tidings: "+why, append(args, "pattern", s.pattern, "group", s.opts.Group,
+		s.bus.opts.Logger.Warn("tidings: "+why, append(append(s.logged(), args...),
 			"queue", s.opts.Queue, "dropped_so_far", s.counts.dropped.Load())...)
 	})
 }

@@ -275,7 +275,7 @@ func (s *Subscription) settleDurable(it item, err error, attempt int) {
 	case !s.again(err, attempt):
 		s.bus.inside(func() {
 			s.bus.opts.Logger.Error("event given up; it stays in the stream but is not delivered to this group again",
-				"topic", it.event.Topic(), "id", it.event.ID(), "group", s.opts.Group, "pattern", s.pattern, "attempts", attempt, "err", err)
+				append(s.logged(), "topic", it.event.Topic(), "id", it.event.ID(), "attempts", attempt, "err", err)...)
 		})
 		it.event.r.settle.Term(err.Error())
 	default:
