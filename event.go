@@ -26,12 +26,15 @@ type Event struct {
 	payload any
 	start   int64 // when, on the monotonic clock; 0: nobody asked for it
 	dur     time.Duration
-	num     uint64 // number of the event in its topic, then attemptBits of the attempt
+	num     uint64 // number of the event in its topic, then attemptBits
 }
 
 const (
-	attemptBits = 16
-	attemptMask = 1<<attemptBits - 1
+	attemptBits = 16 // of which the first is instrumented, and the rest counts attempts
+	// A bit of its own, since neither start nor dur tells: published events may have
+	// a start, blocks may take 0 ns, and a Start sees its block before it has either.
+	instrumented = 1 << (attemptBits - 1)
+	attemptMask  = instrumented - 1
 )
 
 // record is what an event has besides: its topic, and what few events have.
@@ -61,6 +64,9 @@ type EventFields struct {
 	Err      error
 	Payload  any
 	Tags     map[string]any
+	// Instrumented makes it the event of a block, which one with a Duration or an Err
+	// is anyway.
+	Instrumented bool
 }
 
 // NewEvent makes an event that was not published here: to import history with
@@ -69,8 +75,12 @@ func NewEvent(f EventFields) Event {
 	if f.ID == "" {
 		f.ID = nonce()
 	}
-	return Event{payload: f.Payload, dur: f.Duration, r: &record{id: f.ID, topic: f.Topic, source: f.Source,
+	e := Event{payload: f.Payload, dur: f.Duration, r: &record{id: f.ID, topic: f.Topic, source: f.Source,
 		time: f.Time, err: f.Err, tags: f.Tags}}
+	if f.Instrumented || f.Duration != 0 || f.Err != nil {
+		e.num |= instrumented
+	}
+	return e
 }
 
 // epoch is what monotonic times count from.
@@ -132,25 +142,32 @@ func (e Event) Source() string {
 // first to ask after that is told the time of asking; from then on it is exact
 // again, for good. Instrumented events are always exact.
 func (e Event) Time() time.Time {
+	at, known := e.when()
+	if !known {
+		return time.Now()
+	}
+	return at
+}
+
+// when is Time, if it is known; the next events will have theirs.
+func (e Event) when() (at time.Time, known bool) {
 	r := e.r
 	if r == nil {
-		return time.Time{}
+		return time.Time{}, true
 	}
 	if r.entry != nil && r.entry.stamp.Load() != stampAlways {
 		r.entry.stamp.Store(stampAlways)
 	}
 	switch {
 	case r.msg != nil:
-		return r.msg.Time
+		return r.msg.Time, true
 	case e.start != 0:
 		// From today's wall clock, not from the one at the start of the process: they
 		// drift apart when the machine sleeps.
 		now := time.Now()
-		return now.Add(time.Duration(e.start) - now.Sub(epoch))
-	case r.entry != nil:
-		return time.Now()
+		return now.Add(time.Duration(e.start) - now.Sub(epoch)), true
 	}
-	return r.time
+	return r.time, r.entry == nil
 }
 
 // Duration is how long the instrumented block ran, by the monotonic clock; 0 for
@@ -161,6 +178,10 @@ func (e Event) Duration() time.Duration {
 	}
 	return e.dur
 }
+
+// Instrumented tells the event of a block, by Instrument or Begin, from one that
+// was published; also in another process, and in SubscribeOptions.Start.
+func (e Event) Instrumented() bool { return e.num&instrumented != 0 }
 
 // Err is what the instrumented block returned, or a *[PanicError]; of a remote
 // event only its text.
@@ -263,7 +284,7 @@ func (e Event) message(ctx context.Context, c Codec) (*adapter.Message, error) {
 		return nil, err
 	}
 	m := &adapter.Message{ID: e.ID(), Topic: e.Topic(), Source: e.Source(), Time: e.Time(),
-		ContentType: contentType, Data: data, Duration: e.dur, Header: header}
+		ContentType: contentType, Data: data, Instrumented: e.Instrumented(), Duration: e.dur, Header: header}
 	if err := e.Err(); err != nil {
 		m.Err = err.Error()
 	}
@@ -276,5 +297,9 @@ func (b *Bus) received(m *adapter.Message, attempt int) Event {
 	if m.Err != "" {
 		r.err = errors.New(m.Err)
 	}
-	return Event{r: r}.withAttempt(attempt)
+	e := Event{r: r}.withAttempt(attempt)
+	if m.Instrumented {
+		e.num |= instrumented
+	}
+	return e
 }

@@ -87,7 +87,7 @@ func (e *entry) timed(ctx context.Context, v *view, payload any, start int64, er
 	d := dispatch{ctx: ctx}
 	d.ev.dur = time.Duration(monotonic() - start)
 	d.ev.r, d.ev.payload, d.ev.start = &e.plain, payload, start
-	d.ev.num = e.count.Add(1) << attemptBits
+	d.ev.num = e.count.Add(1)<<attemptBits | instrumented
 	if err != nil {
 		d.ev.r = &record{bus: e.bus, entry: e, number: e.plain.number, err: err}
 	}
@@ -186,6 +186,7 @@ func (e *entry) begin(ctx context.Context, payload any) (context.Context, *Span)
 		return ctx, nil
 	}
 	s := &Span{e: e, ctx: ctx, to: to, class: v.instr, event: e.newEvent(payload)}
+	s.event.num |= instrumented
 	if v.starts {
 		s.ctx = s.start(ctx)
 	}

@@ -57,7 +57,7 @@ func (b *Bus) PublishEvent(ctx context.Context, ev Event) error {
 		ctx = WithTags(ctx, r.tags)
 	}
 	e.count.Add(1)
-	return e.send(ctx, v.publish, v.route(e.topic), Event{payload: ev.payload, r: r, dur: ev.Duration()})
+	return e.send(ctx, v.publish, v.route(e.topic), Event{payload: ev.payload, r: r, dur: ev.Duration(), num: ev.num & instrumented})
 }
 
 // sampled reports whether the n-th call of handlers is measured. The clocks of one

@@ -117,7 +117,7 @@ var calls = []struct {
 		c.keep(s, err)
 		return err
 	}},
-	{name: "Event.ID", do: readEvent, and: "Event.Topic Event.Source Event.Time Event.Duration Event.Err Event.Payload Event.Header Event.Attempt Event.Decode Event.Keep Event.String"},
+	{name: "Event.ID", do: readEvent, and: "Event.Topic Event.Source Event.Time Event.Duration Event.Err Event.Payload Event.Header Event.Attempt Event.Decode Event.Keep Event.String Event.Instrumented Event.LogValue Event.MarshalJSON Hung.MarshalJSON"},
 	{name: "Reply", do: func(_ *cell, ctx context.Context, _ tidings.Event) error {
 		_ = tidings.Reply(ctx, 1) // an error where there is no request, or not any more
 		return nil
@@ -182,6 +182,10 @@ func (c *cell) request(ctx context.Context, topic string) error {
 
 func readEvent(c *cell, _ context.Context, e tidings.Event) error {
 	_, _, _, _, _ = e.Source(), e.Time(), e.Duration(), e.Payload(), e.Header("x")
+	data, err := json.Marshal(tidings.Hung{Event: e})
+	if err != nil || e.LogValue().Any() != e.String() || e.Instrumented() != strings.Contains(string(data), "tidingsduration") {
+		c.t.Errorf("in JSON %s, %v", data, err)
+	}
 	if e.ID() == "" || e.Topic() == "" || e.Keep().String() == "" || e.Attempt() == 0 {
 		c.t.Errorf("the event is %v", e)
 	}

@@ -238,7 +238,7 @@ func (tv *typedView[T]) time(ctx context.Context, e *entry, v T, fn func(context
 		e.timed(ctx, tv.view, v, start, err)
 		return err
 	}
-	ev := Event{r: &e.plain, payload: v, start: start, dur: time.Duration(monotonic() - start), num: e.count.Add(1) << attemptBits}
+	ev := Event{r: &e.plain, payload: v, start: start, dur: time.Duration(monotonic() - start), num: e.count.Add(1)<<attemptBits | instrumented}
 	if sampled(ev.num >> attemptBits) {
 		tv.run(&dispatch{ctx: ctx, ev: ev})
 		return nil

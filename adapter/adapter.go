@@ -53,16 +53,17 @@ const (
 // Message is one event on its way between processes. Adapters keep all fields
 // as they are; Data and Header are not changed by anybody once handed over.
 type Message struct {
-	ID          string            // unique over all sources; what duplicates are known by
-	Topic       string            // a valid topic, without any prefix
-	Source      string            // //app/instance of the publisher
-	Time        time.Time         // when it was published, wall clock
-	ContentType string            // media type of Data
-	Data        []byte            // the encoded payload
-	Duration    time.Duration     // of an instrumented block; 0 for a published event
-	Err         string            // the error of an instrumented block
-	Header      map[string]string // the publisher's own headers; keys in lower case
-	Served      []string          // the queue keys that the publishing process has served itself
+	ID           string            // unique over all sources; what duplicates are known by
+	Topic        string            // a valid topic, without any prefix
+	Source       string            // //app/instance of the publisher
+	Time         time.Time         // when it was published, wall clock
+	ContentType  string            // media type of Data
+	Data         []byte            // the encoded payload
+	Instrumented bool              // the event of an instrumented block; only these have the next two
+	Duration     time.Duration     // of the block
+	Err          string            // the error of the block
+	Header       map[string]string // the publisher's own headers; keys in lower case
+	Served       []string          // the queue keys that the publishing process has served itself
 }
 
 // Delivery is one message handed to a subscription.

@@ -54,7 +54,7 @@ func encode(subj string, m *adapter.Message, c adapter.Class) *nats.Msg {
 	if m.ContentType != "" {
 		set(hContent, pct(m.ContentType))
 	}
-	if m.Duration != 0 {
+	if m.Instrumented || m.Duration != 0 { // says that it is instrumented, too: another header would be dear
 		set(hDuration, pct(m.Duration.String()))
 	}
 	if m.Err != "" {
@@ -155,11 +155,12 @@ func readAttribute(m *adapter.Message, name, keep, v string) (err error) {
 	case "datacontenttype":
 		m.ContentType = v
 	case "tidingsduration":
+		m.Instrumented = true
 		if m.Duration, err = time.ParseDuration(v); err != nil {
 			err = fmt.Errorf("%s: %w", keep, err)
 		}
 	case "tidingserror":
-		m.Err = v
+		m.Instrumented, m.Err = true, v
 	default:
 		setHeader(m, keep, v)
 	}

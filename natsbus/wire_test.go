@@ -20,8 +20,11 @@ func TestWireRoundTrip(t *testing.T) {
 			Time:        time.Unix(rapid.Int64Range(0, 1<<33).Draw(t, "s"), rapid.Int64Range(0, 999_999_999).Draw(t, "ns")).UTC(),
 			ContentType: text.Draw(t, "type"), Data: rapid.SliceOf(rapid.Byte()).Draw(t, "data"),
 			Duration: time.Duration(rapid.Int64Min(0).Draw(t, "duration")), Err: text.Draw(t, "err"),
-			Served: rapid.SliceOfN(rapid.StringN(1, 20, -1), 0, 3).Draw(t, "served"),
+			Served: rapid.SliceOfN(rapid.StringN(1, 20, -1), 0, 3).Draw(t, "served"), Instrumented: rapid.Bool().Draw(t, "instrumented"),
 			Header: rapid.MapOfN(rapid.StringMatching(`[a-z][a-z0-9 .%-]{0,10}`), text, 0, 3).Draw(t, "header"),
+		}
+		if !m.Instrumented {
+			m.Duration, m.Err = 0, ""
 		}
 		wire := encode("order.placed", &m, adapter.Durable)
 		for k, vs := range wire.Header {

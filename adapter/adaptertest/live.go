@@ -116,7 +116,7 @@ func odd(topic string) []*adapter.Message {
 	return []*adapter.Message{
 		{
 			ID: "1/ä %41", Topic: topic, Source: "//shöp/host 1#7", Time: time.Now().Round(0), ContentType: `application/json; charset="utf-8"`,
-			Data: []byte("{\"a\":\r\n1}\x00\xff"), Duration: 1234567891 * time.Nanosecond, Err: "order 7: \"broken\"\n100 % ✗",
+			Data: []byte("{\"a\":\r\n1}\x00\xff"), Instrumented: true, Duration: 1234567891 * time.Nanosecond, Err: "order 7: \"broken\"\n100 % ✗",
 			Header: map[string]string{
 				"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "empty": "", "space": "  a b  ", "percent": "100%25 %zz",
 				"uni-code": "grüße, 世界", "quoted": `"quoted"`, "nats-msg-id": "mine", "ce-id": "mine too", "status": "503", "a:b c": "odd key", "content-type": "text/x",
@@ -124,8 +124,9 @@ func odd(topic string) []*adapter.Message {
 			Served: []string{"billing|order.>", "with,comma", "ü%2C", "a b", ""},
 		},
 		{ID: "2", Topic: topic, Source: "s", Time: time.Unix(1, 1)},
-		{ID: "3", Topic: topic, Source: "s", Time: time.Unix(0, 1e9+1), Data: []byte{}, Served: []string{""}, Duration: -1},
+		{ID: "3", Topic: topic, Source: "s", Time: time.Unix(0, 1e9+1), Data: []byte{}, Served: []string{""}, Instrumented: true, Duration: -1},
 		{ID: "4", Topic: topic, Source: "s", Time: time.Now(), Data: bytes.Repeat([]byte("x"), 100_000), ContentType: "application/cloudevents+json"},
+		{ID: "5", Topic: topic, Source: "s", Time: time.Unix(2, 1), Instrumented: true}, // and it took no time
 	}
 }
 
@@ -164,6 +165,7 @@ func differ(a, b *adapter.Message) string {
 		{"ID", a.ID == b.ID, a.ID, b.ID}, {"Topic", a.Topic == b.Topic, a.Topic, b.Topic}, {"Source", a.Source == b.Source, a.Source, b.Source},
 		{"Time", a.Time.Equal(b.Time), a.Time, b.Time}, {"ContentType", a.ContentType == b.ContentType, a.ContentType, b.ContentType},
 		{"Data", bytes.Equal(a.Data, b.Data), len(a.Data), len(b.Data)}, {"Duration", a.Duration == b.Duration, a.Duration, b.Duration},
+		{"Instrumented", a.Instrumented == b.Instrumented, a.Instrumented, b.Instrumented},
 		{"Err", a.Err == b.Err, a.Err, b.Err}, {"Header", maps.Equal(a.Header, b.Header), a.Header, b.Header},
 		{"Served", slices.Equal(a.Served, b.Served), a.Served, b.Served},
 	} {
