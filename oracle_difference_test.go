@@ -28,7 +28,7 @@ var differences = []difference{
 	{"no-times", (*comparison).noTimes},
 	{"error-reporter", (*comparison).errorReporter},
 	{"all-run", (*comparison).allRun},
-	{"filters-asked", (*comparison).filtersAsked},
+	{"debug-block", (*comparison).debugBlock},
 	{"both-errors", (*comparison).bothErrors},
 	{"ids", (*comparison).ids},
 
@@ -438,59 +438,27 @@ func (x *comparison) allRun() (some bool) {
 	return some
 }
 
-// filtersAsked: whether there is anything to build is asked first, and asks the
-// filters; so does who gets it. Debug asks before its function is called.
-func (x *comparison) filtersAsked() (some bool) {
+// debugBlock: who wants the event is asked before its block is called, and nothing
+// is built for nobody.
+func (x *comparison) debugBlock() (some bool) {
 	for i := 0; i < len(x.want); i++ {
-		lazy := x.want[i].is("debug_block")
-		begin := i
-		if lazy {
-			begin++
+		if !x.want[i].is("debug_block") {
+			continue
 		}
-		end := begin
+		end := i + 1
 		for end < len(x.want) && x.want[end].is("filter") {
 			end++
 		}
-		heard := end < len(x.want) && x.want[end].is("emit")
-		asked := slices.Clone(x.want[begin:end])
-		var instead []entry
-		switch {
-		case lazy && heard:
-			instead = slices.Concat(asked, x.want[i:i+1], asked, asked)
-		case lazy:
-			instead = asked
-		case heard && x.debug(end):
-			instead = slices.Concat(asked, asked, asked)
-		case heard:
-			instead = slices.Concat(asked, asked)
-		default:
-			instead = asked
+		asked := x.want[i+1 : end]
+		if end < len(x.want) && x.want[end].is("emit") {
+			if len(asked) == 0 {
+				continue
+			}
+			asked = append(slices.Clone(asked), x.want[i])
 		}
-		if len(instead) != end-i {
-			some = true
-			x.want = slices.Replace(x.want, i, end, instead...)
-		}
-		if len(instead) > 0 {
-			i += len(instead) - 1
-		}
+		x.want, some = slices.Replace(x.want, i, end, slices.Clone(asked)...), true
 	}
 	return some
-}
-
-// debug reports whether what is emitted at i comes from er_debug.
-func (x *comparison) debug(i int) bool {
-	for open := 0; i < len(x.want); i++ {
-		if x.want[i].is("filter") {
-			open++
-		}
-		if e := x.want[i]; e.outcome("er_debug") || e.outcome("er_notify") {
-			if open == 0 {
-				return e["op"] == "er_debug"
-			}
-			open--
-		}
-	}
-	return false
 }
 
 // ids: each event has one of its own, so what is one here is one there.

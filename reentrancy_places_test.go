@@ -27,6 +27,9 @@ var calls = []struct {
 	{name: "Bus.Publish to another", do: func(c *cell, ctx context.Context, _ tidings.Event) error { return c.bus.Publish(ctx, other, 1) }},
 	{name: "Bus.Publish to nobody", do: func(c *cell, ctx context.Context, _ tidings.Event) error { return c.bus.Publish(ctx, nobody, 1) }},
 	{name: "Bus.Publish to no topic", do: func(c *cell, ctx context.Context, _ tidings.Event) error { return c.bus.Publish(ctx, "no topic", 1) }},
+	{name: "Bus.PublishLazy to the place", do: func(c *cell, ctx context.Context, _ tidings.Event) error {
+		return c.bus.PublishLazy(ctx, own, func(ctx context.Context) (context.Context, any) { return ctx, 1 })
+	}},
 	{name: "Bus.PublishEvent of the place", do: func(c *cell, ctx context.Context, e tidings.Event) error { return c.bus.PublishEvent(ctx, e) }},
 	{name: "Bus.PublishEvent of another", and: "NewEvent", do: func(c *cell, ctx context.Context, _ tidings.Event) error {
 		return c.bus.PublishEvent(ctx, tidings.NewEvent(tidings.EventFields{Topic: other, Payload: 1}))
@@ -299,6 +302,14 @@ var places = []struct {
 	{"Key", anywhere, func(c *cell) {
 		c.subscribe(nothing, &tidings.SubscribeOptions{Workers: 2, Key: func(e tidings.Event) string { c.call(placeCtx, e); return "" }})
 		c.fire()
+	}},
+	{"what PublishLazy builds", here, func(c *cell) {
+		c.subscribe(nothing, &tidings.SubscribeOptions{Filter: func(string) bool { return true }})
+		c.arm()
+		_ = c.bus.PublishLazy(placeCtx, own, func(ctx context.Context) (context.Context, any) {
+			c.call(ctx, made)
+			return ctx, 1
+		})
 	}},
 	{"OnError of a queued handler", anywhere, func(c *cell) { c.onError(); c.subscribe(fails, nil); c.fire() }},
 	{"OnError of an inline handler", anywhere, func(c *cell) { c.onError(); c.subscribe(fails, inline); c.fire() }},

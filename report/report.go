@@ -83,7 +83,7 @@ func New(bus *tidings.Bus, o Options) *Reporter {
 // unless Options.Strict; then it is that of [tidings.Bus.Publish]. A closed bus has
 // no listeners, so reporting to it does nothing.
 func (r *Reporter) Notify(ctx context.Context, name string, payload any) error {
-	return r.notify(ctx, name, payload)
+	return r.notify(ctx, name, func() any { return payload })
 }
 
 // NotifyObject is Notify with the name of obj's type, package and all: a
@@ -95,16 +95,16 @@ func (r *Reporter) NotifyObject(ctx context.Context, obj any) error {
 	if err != nil {
 		return r.fail(ctx, err)
 	}
-	return r.notify(ctx, name, obj)
+	return r.notify(ctx, name, func() any { return obj })
 }
 
 // Debug is Notify, of what payload returns, in debug mode only. The function is
 // called only then, and only if somebody listens.
 func (r *Reporter) Debug(ctx context.Context, name string, payload func() any) error {
-	if !r.DebugMode(ctx) || unheard(r.bus, name) {
+	if !r.DebugMode(ctx) {
 		return nil
 	}
-	return r.notify(ctx, name, payload())
+	return r.notify(ctx, name, payload)
 }
 
 type debugKey struct{}
@@ -133,19 +133,25 @@ func unwrap(payload any) (inner any, marked bool) {
 }
 
 // notify is called by exported methods directly, or the location is wrong.
-func (r *Reporter) notify(ctx context.Context, name string, payload any) error {
-	if unheard(r.bus, name) {
+func (r *Reporter) notify(ctx context.Context, name string, payload func() any) error {
+	err := r.bus.PublishLazy(ctx, name, func(ctx context.Context) (context.Context, any) {
+		payload, marked := unwrap(payload())
+		if !marked {
+			payload = r.opts.Filter.Value(payload)
+		}
+		return tidings.WithTags(ctx, map[string]any{tagLocation: caller(r.opts.CallerDepth)}), payload
+	})
+	if err == nil || closed(err) {
 		return nil
 	}
-	payload, marked := unwrap(payload)
-	if !marked {
-		payload = r.opts.Filter.Value(payload)
-	}
-	ctx = tidings.WithTags(ctx, map[string]any{tagLocation: caller(r.opts.CallerDepth)})
-	if err := r.bus.Publish(ctx, name, payload); err != nil {
-		return r.fail(ctx, err)
-	}
-	return nil
+	return r.fail(ctx, err)
+}
+
+// closed reports whether the bus refused the event because it has ended, not a
+// subscriber who said so.
+func closed(err error) bool {
+	var e *tidings.Error
+	return errors.As(err, &e) && !e.Accepted && e.Err == tidings.ErrClosed
 }
 
 func (r *Reporter) fail(ctx context.Context, err error) error {
@@ -156,17 +162,10 @@ func (r *Reporter) fail(ctx context.Context, err error) error {
 	return nil
 }
 
-// unheard reports whether there is nothing to do for the event. The bus does not
-// listen to bad names either, nor to those that are its own; they go on to where
-// they are an error.
-func unheard(bus *tidings.Bus, name string) bool {
-	return topic.Check(name) == nil && !strings.HasPrefix(name, "tidings.") && !bus.Listening(name)
-}
-
 // caller is where the exported method was called, or depth callers above.
 func caller(depth int) Location {
 	var pcs [1]uintptr
-	if runtime.Callers(4+depth, pcs[:]) == 0 { // Callers, caller, notify, the method
+	if runtime.Callers(6+depth, pcs[:]) == 0 { // Callers, caller, notify's function, PublishLazy, notify, the method
 		return Location{}
 	}
 	f, _ := runtime.CallersFrames(pcs[:]).Next()

@@ -304,6 +304,44 @@ func TestNotifyInsideHandler(t *testing.T) {
 	}
 }
 
+// Filters that count, or let some through, must not be asked for nothing.
+func TestFiltersAreAskedOnce(t *testing.T) {
+	b := newBus(t, tidings.Options{})
+	asked, yes := 0, false
+	_, err := report.Subscribe(t.Context(), b, ">", func(context.Context, report.Event) error { return nil },
+		&tidings.SubscribeOptions{Inline: true, Filter: func(string) bool { asked++; return yes }})
+	noError(t, err)
+	r, ctx := strict(b), t.Context()
+	for _, yes = range []bool{false, true} {
+		built := 0
+		for what, err := range map[string]error{
+			"Notify":       r.Notify(ctx, "a", nil),
+			"NotifyObject": r.NotifyObject(ctx, user{}),
+			"Debug":        r.Debug(ctx, "a", func() any { built++; return nil }),
+		} {
+			if err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if asked != 3 || (built == 1) != yes {
+			t.Errorf("the filter says %v: asked %d times for 3 events, built %d", yes, asked, built)
+		}
+		asked = 0
+	}
+}
+
+func TestClosedBus(t *testing.T) {
+	b := newBus(t, tidings.Options{Strict: true})
+	_, err := report.Subscribe(t.Context(), b, "a", func(context.Context, report.Event) error { return tidings.ErrClosed }, inline)
+	noError(t, err)
+	if err := strict(b).Notify(t.Context(), "a", nil); !errors.Is(err, tidings.ErrClosed) {
+		t.Errorf("a subscriber's error became %v", err)
+	}
+	noError(t, b.Close())
+	noError(t, strict(b).Notify(t.Context(), "a", nil))
+	noError(t, strict(b).Debug(t.Context(), "a", func() any { t.Error("built"); return nil }))
+}
+
 func TestNobodyListening(t *testing.T) {
 	b := newBus(t, tidings.Options{})
 	listen(t, b, "other.*")
