@@ -25,7 +25,10 @@
 // the stack of the handler. The logger may be used after the test has ended.
 //
 // Nothing here sleeps for a guessed time: what waits is woken by what it waits
-// for, and its limit only ends a test that fails. Everything works inside
+// for, and its limit only ends a test that fails: after Options.Timeout, or once
+// the bus has been idle for a second, which no goroutine needs to come to its
+// Publish. One that works longer, and a timer, are waited for by
+// [Recorder.Within]. Everything works inside
 // testing/synctest bubbles, where limits are virtual time, and in parallel tests;
 // no goroutine is left when the test ends.
 //

@@ -66,7 +66,9 @@ func (b *Bus) drain() (dropped uint64) {
 		left, dropped = b.unfinished(), b.Debugger().Snapshot().Dropped
 		cancel(fmt.Errorf("not idle after %v", d))
 	})
-	err := errors.Join(b.Bus.Drain(ctx), b.settle(ctx))
+	drained := b.Bus.Drain(ctx)
+	_, err := b.settle(ctx)
+	err = errors.Join(drained, err)
 	if timer.Stop() {
 		dropped = b.Debugger().Snapshot().Dropped
 	} else {

@@ -20,11 +20,12 @@ type Recorder struct {
 	kit     *Bus // nil: the bus is not one of New
 	pattern string
 	timeout time.Duration
+	patient bool // Within was called: an idle bus is waited for
 
 	mu     sync.Mutex
 	events []*sight
 	seen   map[string]*sight // by event id; for buses of New
-	more   chan struct{}     // closed with the next event; nil when nobody waits
+	more   func()            // called with the next event; nil when nobody waits
 }
 
 // sight is an event that was seen. One that only a handler has shown keeps a
@@ -90,7 +91,7 @@ func (r *Recorder) published(e tidings.Event) {
 	}
 	s.published = true
 	if r.more != nil {
-		close(r.more)
+		r.more()
 		r.more = nil
 	}
 }
@@ -142,10 +143,17 @@ func (r *Recorder) Reset() {
 	r.events = slices.DeleteFunc(r.events, func(s *sight) bool { return s.published })
 }
 
-// Within sets how long the methods below wait, and returns r. Default 5 s, or the
-// Timeout of the bus's Options. It is for the test's own goroutine.
+// grace is how long an idle bus is waited for: far above what a goroutine needs
+// that is about to publish, and below what makes people wait for a test that fails.
+const grace = time.Second
+
+// Within sets how long the methods below wait, whatever the bus does, and returns
+// r. It is for events that come from elsewhere, later: of a timer, or of a
+// goroutine that works for more than a second. Without it they wait 5 s, or the
+// Timeout of the bus's Options, and on a bus of [New] without a transport not on
+// when that has been idle for a second. It is for the test's own goroutine.
 func (r *Recorder) Within(d time.Duration) *Recorder {
-	r.timeout = d
+	r.timeout, r.patient = d, true
 	return r
 }
 
@@ -153,9 +161,9 @@ func (r *Recorder) Within(d time.Duration) *Recorder {
 // test fails at once if they do not come in time.
 func (r *Recorder) Wait(n int) []tidings.Event {
 	r.t.Helper()
-	events, ok := r.await(func(events []tidings.Event) bool { return len(events) >= n })
-	if !ok {
-		r.t.Fatalf("tidingstest: %d of %d events have come within %v\n%s", len(events), n, r.timeout, list(events, nil))
+	events, why := r.await(func(events []tidings.Event) bool { return len(events) >= n })
+	if why != "" {
+		r.t.Fatalf("tidingstest: %d of %d events have come %s\n%s", len(events), n, why, list(events, nil))
 	}
 	return events
 }
@@ -163,8 +171,9 @@ func (r *Recorder) Wait(n int) []tidings.Event {
 // Expect waits until there is, among all that was recorded, an event for each
 // matcher, in any order and beside any others; no event stands for two. It returns
 // these events in the order of the matchers. The test fails at once, with what
-// came and what is missing, if they do not come in time. An idle bus is waited for
-// all the same: a goroutine may yet publish.
+// came and what is missing, if they do not come in time, or if the bus has had
+// nothing to do for a second: see [Recorder.Within] for a goroutine that may yet
+// publish.
 func (r *Recorder) Expect(want ...Matcher) []tidings.Event {
 	r.t.Helper()
 	return r.expect(want, assign, "")
@@ -233,12 +242,12 @@ func (r *Recorder) expect(want []Matcher, find func([]matcher, []tidings.Event) 
 	r.t.Helper()
 	ms := compile(r.t, want)
 	var at []int
-	events, ok := r.await(func(events []tidings.Event) bool {
+	events, why := r.await(func(events []tidings.Event) bool {
 		at = find(ms, events)
 		return !slices.Contains(at, -1)
 	})
-	if !ok {
-		r.t.Fatalf("tidingstest: not all wanted events have come%s within %v\nmissing:\n%s%s", how, r.timeout, missing(ms, at, events), list(events, nil))
+	if why != "" {
+		r.t.Fatalf("tidingstest: not all wanted events have come%s %s\nmissing:\n%s%s", how, why, missing(ms, at, events), list(events, nil))
 	}
 	found := make([]tidings.Event, len(at))
 	for i, n := range at {
@@ -247,26 +256,41 @@ func (r *Recorder) expect(want []Matcher, find func([]matcher, []tidings.Event) 
 	return found
 }
 
-// await asks at each new event, until yes or the time is over.
-func (r *Recorder) await(enough func([]tidings.Event) bool) ([]tidings.Event, bool) {
-	over := time.NewTimer(limit(r.t, r.timeout))
-	defer over.Stop()
+// await asks at each new event, until yes or there is nothing to wait for; then it
+// says why.
+func (r *Recorder) await(enough func([]tidings.Event) bool) (events []tidings.Event, why string) {
+	over, cancel := context.WithTimeout(context.Background(), limit(r.t, r.timeout))
+	defer cancel()
+	patient := r.kit == nil || r.patient || r.kit.Debugger().Snapshot().Attached // or nobody can tell what is still to come
 	for {
-		r.mu.Lock()
-		if r.more == nil {
-			r.more = make(chan struct{})
+		events, next := r.next(over)
+		switch {
+		case enough(events):
+			return events, ""
+		case why != "":
+			return events, why
+		case over.Err() != nil:
+			return events, fmt.Sprintf("within %v", r.timeout)
 		}
-		events, more := r.list(), r.more
-		r.mu.Unlock()
-		if enough(events) {
-			return events, true
-		}
-		select {
-		case <-more:
-		case <-over.C:
-			return events, false
+		if patient {
+			<-next.Done()
+		} else if r.kit.quiet(next, grace) {
+			why = fmt.Sprintf("until the bus had been idle for %v (Within waits for what comes later)", grace)
 		}
 	}
+}
+
+// next returns what has been recorded, and a context that ends with the next event
+// or with over.
+func (r *Recorder) next(over context.Context) ([]tidings.Event, context.Context) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.more != nil {
+		r.more()
+	}
+	next, more := context.WithCancel(over)
+	r.more = more
+	return r.list(), next
 }
 
 // missing lists the matchers without an event, and what came in its place.

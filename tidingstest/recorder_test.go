@@ -6,11 +6,13 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/tidings-go/tidings"
+	_ "github.com/tidings-go/tidings/adapter/memory"
 	"github.com/tidings-go/tidings/tidingstest"
 )
 
@@ -113,18 +115,95 @@ func TestExpectWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, began := tidingstest.New(t), time.Now()
 		r := b.Record("later.>")
-		go func() {
+		var publishing sync.WaitGroup
+		defer publishing.Wait()
+		publishing.Go(func() {
 			time.Sleep(3 * time.Second)
 			publish(t, b, "later.a", nil)
 			publish(t, b, "other", nil)
-		}()
-		r.Expect("later.*")
+		})
+		r.Within(time.Minute).Expect("later.*")
 		if d := time.Since(began); d != 3*time.Second {
 			t.Errorf("waited %v, want 3s", d)
 		}
 		b.Settle()
 		if got := topics(r.Events()); got != "later.a" {
 			t.Errorf("recorded %s", got)
+		}
+	})
+}
+
+// An idle bus is waited for no longer than a goroutine needs that is about to
+// publish, unless it cannot tell what is still to come.
+func TestExpectDoesNotWaitForAnIdleBus(t *testing.T) {
+	type bus = *tidingstest.Bus
+	later := func(b bus, d time.Duration, topic string) {
+		time.AfterFunc(d, func() { _ = b.Publish(ctx, topic, nil) })
+	}
+	slow := func(t testing.TB, b bus, o *tidings.SubscribeOptions) {
+		subscribe(t, b, "work", func(ctx context.Context, _ tidings.Event) error {
+			<-time.After(4 * time.Second) // in the bubble of recording
+			return b.Publish(ctx, "done", nil)
+		}, o)
+	}
+	expect := func(r *tidingstest.Recorder) { r.Expect("done") }
+	for name, c := range map[string]struct {
+		begin  func(t testing.TB, b bus)
+		expect func(*tidingstest.Recorder)
+		after  time.Duration
+		fails  string
+	}{
+		"idle":         {func(testing.TB, bus) {}, expect, time.Second, "idle for 1s"},
+		"idle, Wait":   {func(testing.TB, bus) {}, func(r *tidingstest.Recorder) { r.Wait(1) }, time.Second, "0 of 1 events have come until the bus had been idle"},
+		"idle, Within": {func(testing.TB, bus) {}, func(r *tidingstest.Recorder) { expect(r.Within(time.Minute)) }, time.Minute, "within 1m0s"},
+		"about to":     {func(_ testing.TB, b bus) { later(b, 900*time.Millisecond, "done") }, expect, 900 * time.Millisecond, ""},
+		"others come": {func(_ testing.TB, b bus) {
+			later(b, 900*time.Millisecond, "other")
+			later(b, 1800*time.Millisecond, "done")
+		}, expect, 1800 * time.Millisecond, ""},
+		"too late":        {func(_ testing.TB, b bus) { later(b, 1100*time.Millisecond, "done") }, expect, time.Second, "idle for 1s"},
+		"a queue works":   {func(t testing.TB, b bus) { slow(t, b, nil); publish(t, b, "work", nil) }, expect, 4 * time.Second, ""},
+		"inline":          {func(t testing.TB, b bus) { slow(t, b, &tidings.SubscribeOptions{Inline: true}); later(b, 0, "work") }, expect, 4 * time.Second, ""},
+		"works in vain":   {func(t testing.TB, b bus) { slow(t, b, nil); publish(t, b, "work", nil); publish(t, b, "work", nil) }, func(r *tidingstest.Recorder) { r.Expect("gone") }, 5 * time.Second, "within 5s"},
+		"works meanwhile": {func(t testing.TB, b bus) { slow(t, b, nil); later(b, 900*time.Millisecond, "work") }, expect, 4900 * time.Millisecond, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var took time.Duration
+			got := recording(t, func(t testing.TB, b *tidingstest.Bus, r *tidingstest.Recorder) {
+				began := time.Now()
+				defer func() { took = time.Since(began) }()
+				c.begin(t, b)
+				c.expect(r)
+			})
+			if c.fails == "" {
+				wantSuccess(t, got)
+			} else {
+				wantFailure(t, got, c.fails)
+			}
+			if took != c.after {
+				t.Errorf("waited %v, want %v", took, c.after)
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // work that the recorder does not see
+		b := tidingstest.New(t)
+		subscribe(t, b, "work", nothing, nil)
+		later(b, 900*time.Millisecond, "work")
+		later(b, 1800*time.Millisecond, "done")
+		expect(b.Record("done"))
+	})
+	synctest.Test(t, func(t *testing.T) { // a bus of anybody's
+		began := time.Now()
+		wantFailure(t, outcome(t, func(t testing.TB) { tidingstest.Record(t, plain(t), ">").Expect("a") }), "within 5s")
+		wantFailure(t, outcome(t, func(t testing.TB) {
+			b := tidingstest.New(t)
+			if err := b.Attach(ctx, "mem:"+t.Name()); err != nil {
+				t.Fatalf("%v", err)
+			}
+			b.Record(">").Expect("a")
+		}), "within 5s")
+		if took := time.Since(began); took != 10*time.Second {
+			t.Errorf("waited %v, want 10s", took)
 		}
 	})
 }

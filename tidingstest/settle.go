@@ -1,6 +1,9 @@
 package tidingstest
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Settle waits until everything published so far has been handled: until the
 // queue of every subscription is empty, no handler of the bus runs, none waits for
@@ -15,7 +18,7 @@ func (b *Bus) Settle() {
 	d := limit(b.t, b.timeout)
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
-	if b.settle(ctx) != nil {
+	if _, err := b.settle(ctx); err != nil {
 		b.t.Fatalf("tidingstest: the bus is not idle after %v:\n%s", d, b.unfinished())
 	}
 }
@@ -23,17 +26,37 @@ func (b *Bus) Settle() {
 // settle adds to [tidings.Debugger.Idle] the handlers that run on no queue: inline
 // ones, on the goroutines of publishers. They may give work to the queues, so the
 // bus has settled when none of them ran from before it was found idle until after.
-func (b *Bus) settle(ctx context.Context) error {
+// It returns how many handlers ever ran.
+func (b *Bus) settle(ctx context.Context) (begun uint64, err error) {
 	for {
 		before, err := b.calls.wait(ctx)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if err := b.Debugger().Idle(ctx); err != nil {
-			return err
+			return 0, err
 		}
 		if after, err := b.calls.wait(ctx); err != nil || after == before {
-			return err
+			return after, err
+		}
+	}
+}
+
+// quiet waits until the bus has settled and no handler has run for that long; false
+// if ctx ended first.
+func (b *Bus) quiet(ctx context.Context, long time.Duration) bool {
+	for {
+		before, err := b.settle(ctx)
+		if err != nil {
+			return false
+		}
+		select {
+		case <-time.After(long):
+		case <-ctx.Done():
+			return false
+		}
+		if after, err := b.settle(ctx); err != nil || after == before {
+			return err == nil
 		}
 	}
 }
