@@ -20,11 +20,12 @@ var inline = &tidings.SubscribeOptions{Inline: true}
 
 // Log writes a line for each request and each query that failed.
 func Log(ctx context.Context, bus *tidings.Bus, log *slog.Logger) error {
-	_, err1 := requests.On(bus).Subscribe(ctx, func(ctx context.Context, e tidings.Event, r *Request) error {
+	on := topicsOn(bus)
+	_, err1 := on.requests.Subscribe(ctx, func(ctx context.Context, e tidings.Event, r *Request) error {
 		log.InfoContext(ctx, "request", "method", r.Method, "path", r.Path, "status", r.Status, "took", e.Duration())
 		return nil
 	}, inline)
-	_, err2 := queries.On(bus).Subscribe(ctx, func(ctx context.Context, e tidings.Event, q *Query) error {
+	_, err2 := on.queries.Subscribe(ctx, func(ctx context.Context, e tidings.Event, q *Query) error {
 		if e.Err() != nil {
 			log.WarnContext(ctx, "query", "table", q.Table, "key", q.Key, "err", e.Err())
 		}

@@ -30,12 +30,21 @@ type Query struct {
 	Found bool
 }
 
-// The events of this service. Payloads that are filled in on the way are pointers.
-var (
-	requests = tidings.NewTopic[*Request]("http.request")
-	queries  = tidings.NewTopic[*Query]("db.query")
-	viewed   = tidings.NewTopic[Item]("item.viewed")
-)
+// topics are the events of this service, on one bus. Payloads that are filled in on
+// the way are pointers.
+type topics struct {
+	requests tidings.Topic[*Request]
+	queries  tidings.Topic[*Query]
+	viewed   tidings.Topic[Item]
+}
+
+func topicsOn(bus *tidings.Bus) topics {
+	return topics{
+		tidings.NewTopic[*Request]("http.request").On(bus),
+		tidings.NewTopic[*Query]("db.query").On(bus),
+		tidings.NewTopic[Item]("item.viewed").On(bus),
+	}
+}
 
 // Item is what the service is about.
 type Item struct {
@@ -45,17 +54,14 @@ type Item struct {
 
 var errNotFound = errors.New("not found")
 
-// service has the topics of its bus.
 type service struct {
-	requests tidings.Topic[*Request]
-	queries  tidings.Topic[*Query]
-	viewed   tidings.Topic[Item]
-	items    map[int]Item
+	topics
+	items map[int]Item
 }
 
 // Handler serves GET /items/ID from a store in memory, and tells the bus about it.
 func Handler(bus *tidings.Bus, items ...Item) http.Handler {
-	s := &service{requests.On(bus), queries.On(bus), viewed.On(bus), map[int]Item{}}
+	s := &service{topicsOn(bus), map[int]Item{}}
 	for _, it := range items {
 		s.items[it.ID] = it
 	}
