@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/tidings-go/tidings"
+	"github.com/tidings-go/tidings/tidingstest"
 )
 
 // told notes what inline subscribers are told, in order.
@@ -38,13 +39,13 @@ func (l *told) want(t *testing.T, lines ...string) {
 
 // listen subscribes inline, so that a test sees what happened when a call
 // returns, and needs no lock.
-func listen(t *testing.T, b *tidings.Bus, pattern string, h tidings.Handler) *tidings.Subscription {
+func listen(t *testing.T, b either, pattern string, h tidings.Handler) *tidings.Subscription {
 	t.Helper()
 	return subscribe(t, b, pattern, h, &tidings.SubscribeOptions{Inline: true})
 }
 
 // announce publishes nil under each topic.
-func announce(t *testing.T, b *tidings.Bus, topics ...string) {
+func announce(t *testing.T, b either, topics ...string) {
 	t.Helper()
 	for _, topic := range topics {
 		if err := b.Publish(ctx, topic, nil); err != nil {
@@ -54,7 +55,7 @@ func announce(t *testing.T, b *tidings.Bus, topics ...string) {
 }
 
 // run instruments fn, which must be what decides about the result.
-func run(t *testing.T, b *tidings.Bus, topic string, fn func(context.Context)) {
+func run(t *testing.T, b either, topic string, fn func(context.Context)) {
 	t.Helper()
 	if err := b.Instrument(ctx, topic, nil, func(ctx context.Context) error { fn(ctx); return nil }); err != nil {
 		t.Errorf("Instrument(%q): %v", topic, err)
@@ -71,12 +72,20 @@ func failWith(err error) tidings.Handler {
 // closer at the first events of a topic, and takes another way for the rest.
 var inUse bool
 
-// rowBus is a newBus on which the rows are tested.
-func rowBus(t *testing.T, o tidings.Options) *tidings.Bus {
+// rowBus is a kit on which the rows are tested.
+func rowBus(t *testing.T, o tidings.Options) *tidingstest.Bus {
 	t.Helper()
-	b := newBus(t, o)
+	b := kit(t, o)
+	useTopics(t, b)
+	return b
+}
+
+// useTopics makes the topics of the rows ones that have seen events, if they are to
+// be.
+func useTopics(t *testing.T, b either) {
+	t.Helper()
 	if !inUse {
-		return b
+		return
 	}
 	s := listen(t, b, ">", failWith(nil))
 	for _, topic := range []string{"a", "b", "a.b", "outer", "inner", "one", "two", "row06.n", "row29.placed", "row48.placed", "sql.select"} {
@@ -85,6 +94,14 @@ func rowBus(t *testing.T, o tidings.Options) *tidings.Bus {
 		}
 	}
 	s.Stop()
+}
+
+// typedRowBus is a newBus in place of the kit: its typed handlers are called
+// directly.
+func typedRowBus(t *testing.T, o tidings.Options) *tidings.Bus {
+	t.Helper()
+	b := newBus(t, o)
+	useTopics(t, b)
 	return b
 }
 

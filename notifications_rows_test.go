@@ -35,7 +35,7 @@ func TestRow28PublishCarriesOnePayload(t *testing.T) {
 
 func TestRow29PayloadOfAnotherType(t *testing.T) {
 	var reported errs
-	b := rowBus(t, tidings.Options{OnError: reported.add})
+	b := typedRowBus(t, tidings.Options{OnError: reported.add})
 	placed := tidings.NewTopic[order]("row29.placed").On(b)
 	if _, err := placed.Subscribe(ctx, func(context.Context, tidings.Event, order) error {
 		t.Error("called with what is no order")
@@ -52,7 +52,7 @@ func TestRow29PayloadOfAnotherType(t *testing.T) {
 }
 
 func TestRow30ReadyMadeEvent(t *testing.T) {
-	b := newBus(t, tidings.Options{})
+	b := kit(t, tidings.Options{})
 	var e tidings.Event
 	listen(t, b, "sql", func(_ context.Context, got tidings.Event) error { e = got; return nil })
 	at := time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -116,7 +116,7 @@ func TestRow33ExclusionLasts(t *testing.T) {
 }
 
 func TestRow34MatchesAndListening(t *testing.T) {
-	b := newBus(t, tidings.Options{})
+	b := kit(t, tidings.Options{})
 	var x exclusions
 	s := subscribe(t, b, "a.*", failWith(nil), &tidings.SubscribeOptions{Inline: true, Filter: x.allow})
 	for _, c := range []struct {
@@ -191,9 +191,8 @@ func TestRow36SilencedAtEachEvent(t *testing.T) {
 
 func TestRow37Spans(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var reported errs
-		b := rowBus(t, tidings.Options{OnError: reported.add})
-		all := told{}
+		b, all := rowBus(t, tidings.Options{}), told{}
+		b.ExpectErrorMatching("ended before", func(err error) bool { return strings.Contains(err.Error(), "ended before") })
 		s := listen(t, b, ">", func(_ context.Context, e tidings.Event) error {
 			all.note(e.Topic(), e.Duration().String(), fmt.Sprint(e.Err()))
 			return nil
@@ -207,7 +206,7 @@ func TestRow37Spans(t *testing.T) {
 		two.End(errBoom)
 		all.want(t, "one 2s <nil>", "two 1s boom")
 		one.End(nil)
-		if got := reported.list(); len(got) != 1 || !strings.Contains(got[0].Error(), "ended before") {
+		if got := b.Errors(); len(got) != 1 {
 			t.Errorf("reported %v", got)
 		}
 		all.want(t)
@@ -215,15 +214,12 @@ func TestRow37Spans(t *testing.T) {
 }
 
 func TestRow38SpanOfNobody(t *testing.T) {
-	var reported errs
-	b, all := rowBus(t, tidings.Options{OnError: reported.add}), told{}
+	b, all := rowBus(t, tidings.Options{}), told{}
 	_, span := b.Begin(ctx, "a", nil)
 	listen(t, b, "a", all.as("late"))
 	span.End(nil)
 	span.End(errBoom)
-	if all.want(t); len(reported.list()) != 0 {
-		t.Errorf("reported %v", reported.list())
-	}
+	all.want(t)
 }
 
 // A span is a value that one holds, so it may end in any order and on any
@@ -241,9 +237,9 @@ func TestRow39SpansEndInAnyOrder(t *testing.T) {
 }
 
 func TestRow40IDs(t *testing.T) {
-	b, other := newBus(t, tidings.Options{App: "shop", Instance: "1"}), newBus(t, tidings.Options{App: "shop", Instance: "1"})
+	b, other := kit(t, tidings.Options{App: "shop", Instance: "1"}), kit(t, tidings.Options{App: "shop", Instance: "1"})
 	ids, sources := map[string]int{}, map[string]int{}
-	for _, bus := range []*tidings.Bus{b, other} {
+	for _, bus := range []either{b, other} {
 		listen(t, bus, ">", func(_ context.Context, e tidings.Event) error { ids[e.ID()]++; sources[e.Source()]++; return nil })
 		announce(t, bus, "a", "a", "b")
 		run(t, bus, "a", func(context.Context) {})
@@ -270,7 +266,7 @@ func TestRow41BusesAreApart(t *testing.T) {
 }
 
 func TestRow42BusOfNobody(t *testing.T) {
-	b, all := newBus(t, tidings.Options{}), told{}
+	b, all := kit(t, tidings.Options{}), told{}
 	run(t, b, "a", func(context.Context) { all.note("block") })
 	announce(t, b, "a")
 	_, span := b.Begin(ctx, "a", nil)
@@ -306,7 +302,7 @@ func TestRow43Shown(t *testing.T) {
 
 // The race detector is the judge of this one, too.
 func TestRow44ConcurrentUse(t *testing.T) {
-	b := newBus(t, tidings.Options{})
+	b := kit(t, tidings.Options{})
 	var constant atomic.Int64
 	subscribe(t, b, "a", func(context.Context, tidings.Event) error { constant.Add(1); return nil }, &tidings.SubscribeOptions{Inline: true})
 	var wg sync.WaitGroup
@@ -351,7 +347,7 @@ func TestRow45Event(t *testing.T) {
 // What else to measure is up to a subscription: Start reads it, the context
 // carries it, the handler reads it again.
 func TestRow46MeasureMore(t *testing.T) {
-	b := newBus(t, tidings.Options{})
+	b := kit(t, tidings.Options{})
 	type key struct{}
 	mallocs := func() uint64 {
 		var m runtime.MemStats
@@ -377,7 +373,7 @@ func TestRow46MeasureMore(t *testing.T) {
 }
 
 func TestRow47NestedEventsKnowTheirParent(t *testing.T) {
-	b := newBus(t, tidings.Options{})
+	b := kit(t, tidings.Options{})
 	ids, parents := map[string]string{}, map[string]string{}
 	subscribe(t, b, ">", func(ctx context.Context, e tidings.Event) error {
 		ids[e.Topic()], parents[e.Topic()] = e.ID(), tidings.Parent(ctx, e)
@@ -415,7 +411,7 @@ func (l *ledger) Query(_ context.Context, e tidings.Event) error {
 // Methods are handlers without more ado; package subscriber does the same for all
 // methods of a struct.
 func TestRow48MethodsAreHandlers(t *testing.T) {
-	b, l := rowBus(t, tidings.Options{}), &ledger{}
+	b, l := typedRowBus(t, tidings.Options{}), &ledger{}
 	placed := tidings.NewTopic[order]("row48.placed").On(b)
 	one, err := placed.Subscribe(ctx, l.Placed, &tidings.SubscribeOptions{Inline: true})
 	if err != nil {
@@ -451,7 +447,7 @@ func TestRow52LevelIsAskedAtEachEvent(t *testing.T) {
 	var log lines
 	var level slog.LevelVar
 	logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: &level}))
-	b := newBus(t, tidings.Options{})
+	b := kit(t, tidings.Options{})
 	subscribe(t, b, "sql.*", func(ctx context.Context, e tidings.Event) error {
 		logger.DebugContext(ctx, "query", "topic", e.Topic())
 		return nil
@@ -470,8 +466,8 @@ func TestRow52LevelIsAskedAtEachEvent(t *testing.T) {
 
 func TestRow53FailureIsLoggedAndReported(t *testing.T) {
 	var log lines
-	var reported errs
-	b := rowBus(t, tidings.Options{Logger: log.logger(), OnError: reported.add})
+	b := rowBus(t, tidings.Options{Logger: log.logger()})
+	b.ExpectError(errBoom)
 	listen(t, b, "a", failWith(errBoom))
 	announce(t, b, "a")
 	got := log.with("boom")
@@ -479,7 +475,7 @@ func TestRow53FailureIsLoggedAndReported(t *testing.T) {
 		t.Errorf("logged %q", got)
 	}
 	var e *tidings.Error
-	if all := reported.list(); len(all) != 1 || !errors.As(all[0], &e) || e.Op != "handle" || e.Topic != "a" || !errors.Is(e, errBoom) {
+	if all := b.Errors(); len(all) != 1 || !errors.As(all[0], &e) || e.Op != "handle" || e.Topic != "a" || !errors.Is(e, errBoom) {
 		t.Errorf("reported %v", all)
 	}
 }

@@ -15,23 +15,15 @@ import (
 	_ "github.com/tidings-go/tidings/adapter/memory"
 	"github.com/tidings-go/tidings/redact"
 	"github.com/tidings-go/tidings/report"
+	"github.com/tidings-go/tidings/tidingstest"
 )
 
 var inline = &tidings.SubscribeOptions{Inline: true}
 
+// newBus fails the test for whatever goes wrong on it.
 func newBus(t testing.TB, o tidings.Options) *tidings.Bus {
 	t.Helper()
-	o.Logger = slog.New(slog.DiscardHandler)
-	b, err := tidings.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Drain(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	return b
+	return tidingstest.New(t, tidingstest.Options{Bus: o, NoEncode: true}).Bus
 }
 
 // listen collects what is reported.
@@ -358,7 +350,8 @@ func TestNobodyListening(t *testing.T) {
 func BenchmarkNotify(b *testing.B) {
 	for _, heard := range []bool{false, true} {
 		b.Run(map[bool]string{false: "nobody", true: "one"}[heard], func(b *testing.B) {
-			bus := newBus(b, tidings.Options{})
+			bus, err := tidings.New(tidings.Options{}) // with nothing around the handler
+			noError(b, err)
 			if heard {
 				_, err := report.Subscribe(b.Context(), bus, "user.*", func(context.Context, report.Event) error { return nil }, inline)
 				noError(b, err)

@@ -7,59 +7,31 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/tidings-go/tidings"
 	"github.com/tidings-go/tidings/subscriber"
+	"github.com/tidings-go/tidings/tidingstest"
 )
 
 var inline = &tidings.SubscribeOptions{Inline: true}
 
-// failures collects what the bus reports.
-type failures struct {
-	mu   sync.Mutex
-	errs []error
-}
-
-func (f *failures) add(_ context.Context, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.errs = append(f.errs, err)
-}
-
-func (f *failures) all() []error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Clone(f.errs)
-}
-
-func newBus(t *testing.T, o tidings.Options) *tidings.Bus {
+func newBus(t *testing.T) *tidingstest.Bus {
 	t.Helper()
-	o.Logger = slog.New(slog.DiscardHandler)
-	b, err := tidings.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Drain(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	return b
+	return tidingstest.New(t, tidingstest.Options{NoEncode: true})
 }
 
-func attach(t *testing.T, b *tidings.Bus, namespace string, v any, o *subscriber.Options) *subscriber.Attached {
+func attach(t *testing.T, b *tidingstest.Bus, namespace string, v any, o *subscriber.Options) *subscriber.Attached {
 	t.Helper()
-	a, err := subscriber.Attach(t.Context(), b, namespace, v, o)
+	a, err := subscriber.Attach(t.Context(), b.Bus, namespace, v, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return a
 }
 
-func publish(t *testing.T, b *tidings.Bus, topic string, payload any) {
+func publish(t *testing.T, b *tidingstest.Bus, topic string, payload any) {
 	t.Helper()
 	if err := b.Publish(t.Context(), topic, payload); err != nil {
 		t.Fatal(err)
@@ -96,7 +68,7 @@ func topics(a *subscriber.Attached, names ...string) (got []string) {
 }
 
 func TestMethodsAreTopics(t *testing.T) {
-	b, s := newBus(t, tidings.Options{}), &shop{}
+	b, s := newBus(t), &shop{}
 	_ = s.private
 	a := attach(t, b, "shop", s, &subscriber.Options{Subscribe: inline})
 	if n := len(a.Subscriptions()); n != 5 {
@@ -113,7 +85,7 @@ func TestMethodsAreTopics(t *testing.T) {
 }
 
 func TestTopicAndExcept(t *testing.T) {
-	b, s := newBus(t, tidings.Options{}), &shop{}
+	b, s := newBus(t), &shop{}
 	a := attach(t, b, "shop", s, &subscriber.Options{
 		Topic:  func(namespace, event string) string { return event + "." + namespace },
 		Except: []string{"Start", "Finish", "Inherited", "Start"},
@@ -134,16 +106,15 @@ func (h table) Method(context.Context, tidings.Event) error {
 }
 
 func TestTable(t *testing.T) {
-	f, called := &failures{}, 0
-	b := newBus(t, tidings.Options{OnError: f.add})
+	b, called := newBus(t), 0
 	h := func(context.Context, tidings.Event) error { called++; return nil }
 	v := table{"OrderPlaced": h, "order_sent": h, "left_out": h}
 	attach(t, b, "shop", v, &subscriber.Options{Subscribe: inline, Except: []string{"left_out"}})
 	for _, n := range []string{"order_placed", "order_sent", "left_out", "method"} {
 		publish(t, b, "shop."+n, nil)
 	}
-	if called != 2 || len(f.all()) > 0 || len(v) != 3 {
-		t.Errorf("called %d times, errors %v, table %v", called, f.all(), v)
+	if called != 2 || len(v) != 3 {
+		t.Errorf("called %d times, table %v", called, v)
 	}
 }
 
@@ -172,8 +143,8 @@ func TestErrorsLeaveNothing(t *testing.T) {
 		{"bad topic", table{"a": h, "b c": h}, nil, "bad topic"},
 		{"bad option", &shop{}, &subscriber.Options{Subscribe: &tidings.SubscribeOptions{Queue: -1}}, "Queue is negative"},
 	} {
-		b := newBus(t, tidings.Options{})
-		a, err := subscriber.Attach(t.Context(), b, "n", c.v, c.o)
+		b := newBus(t)
+		a, err := subscriber.Attach(t.Context(), b.Bus, "n", c.v, c.o)
 		if a != nil || err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.what, err, c.want)
 		}
@@ -181,13 +152,13 @@ func TestErrorsLeaveNothing(t *testing.T) {
 			t.Errorf("%s leaves %v", c.what, s)
 		}
 	}
-	if _, err := subscriber.Attach(t.Context(), newBus(t, tidings.Options{}), "n.>", table{"a": h}, nil); !errors.Is(err, tidings.ErrTopic) {
+	if _, err := subscriber.Attach(t.Context(), newBus(t).Bus, "n.>", table{"a": h}, nil); !errors.Is(err, tidings.ErrTopic) {
 		t.Errorf("%v is no ErrTopic", err)
 	}
 }
 
 func TestAttachedTwiceBothLive(t *testing.T) {
-	b, s := newBus(t, tidings.Options{}), &shop{}
+	b, s := newBus(t), &shop{}
 	one := attach(t, b, "shop", s, &subscriber.Options{Subscribe: inline})
 	two := attach(t, b, "shop", s, &subscriber.Options{Subscribe: inline})
 	publish(t, b, "shop.start", nil)
@@ -216,7 +187,7 @@ func (s slow) One(ctx context.Context, _ tidings.Event) error {
 
 func TestDrainWaitsAndSaysWhatItCut(t *testing.T) {
 	for _, cut := range []bool{false, true} {
-		b, s := newBus(t, tidings.Options{}), slow{make(chan struct{}), make(chan struct{})}
+		b, s := newBus(t), slow{make(chan struct{}), make(chan struct{})}
 		a := attach(t, b, "n", s, nil)
 		publish(t, b, "n.one", nil)
 		<-s.begun
@@ -243,8 +214,8 @@ func (v typed) Placed(_ context.Context, _ tidings.Event, o order) error { v.got
 
 func TestTypedPayloads(t *testing.T) {
 	for _, encode := range []bool{false, true} {
-		f := &failures{}
-		b, v := newBus(t, tidings.Options{OnError: f.add, AlwaysEncode: encode}), typed{make(chan order, 9)}
+		b, v := tidingstest.New(t, tidingstest.Options{NoEncode: !encode}), typed{make(chan order, 9)}
+		b.ExpectErrorMatching("the payload that is no order", func(err error) bool { return strings.Contains(err.Error(), "cannot decode n.placed from //") })
 		a := attach(t, b, "n", v, &subscriber.Options{Subscribe: &tidings.SubscribeOptions{Retry: tidings.Retry{Attempts: 3, Backoff: time.Hour}}})
 		for _, payload := range []any{order{1}, &order{2}, map[string]int{"ID": 3}, "no order"} {
 			publish(t, b, "n.placed", payload)
@@ -258,7 +229,7 @@ func TestTypedPayloads(t *testing.T) {
 		if err := a.Drain(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if errs := f.all(); len(errs) != 1 || !strings.Contains(errs[0].Error(), "cannot decode n.placed from //") {
+		if errs := b.Errors(); len(errs) != 1 {
 			t.Errorf("reported: %v", errs)
 		}
 	}
@@ -273,8 +244,8 @@ func (failing) Decodes(context.Context, tidings.Event, struct{ A chan int }) err
 func TestFailures(t *testing.T) {
 	var log bytes.Buffer
 	for _, logs := range []bool{false, true} {
-		f := &failures{}
-		b, o := newBus(t, tidings.Options{OnError: f.add}), &subscriber.Options{Subscribe: inline}
+		b, o := newBus(t), &subscriber.Options{Subscribe: inline}
+		b.AllowErrors(nil)
 		if logs {
 			o.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		}
@@ -282,8 +253,8 @@ func TestFailures(t *testing.T) {
 		for _, n := range []string{"fails", "panics", "decodes"} {
 			publish(t, b, "n."+n, "x")
 		}
-		if want := map[bool]int{false: 3, true: 0}[logs]; len(f.all()) != want {
-			t.Errorf("log subscriber %v: reported %v", logs, f.all())
+		if want := map[bool]int{false: 3, true: 0}[logs]; len(b.Errors()) != want {
+			t.Errorf("log subscriber %v: reported %v", logs, b.Errors())
 		}
 	}
 	lines := strings.SplitAfter(log.String(), "\n")
@@ -301,7 +272,7 @@ func TestFailures(t *testing.T) {
 }
 
 func TestSilencing(t *testing.T) {
-	b, level := newBus(t, tidings.Options{}), &slog.LevelVar{}
+	b, level := newBus(t), &slog.LevelVar{}
 	open, s := true, &shop{}
 	attach(t, b, "shop", s, &subscriber.Options{
 		Subscribe: &tidings.SubscribeOptions{Inline: true, Filter: func(string) bool { return open }},
@@ -335,9 +306,9 @@ func TestSilencing(t *testing.T) {
 }
 
 func TestAttachInsideHandler(t *testing.T) {
-	b, s := newBus(t, tidings.Options{}), &shop{}
+	b, s := newBus(t), &shop{}
 	attach(t, b, "outer", table{"go": func(ctx context.Context, e tidings.Event) error {
-		a, err := subscriber.Attach(ctx, b, "shop", s, &subscriber.Options{Subscribe: inline})
+		a, err := subscriber.Attach(ctx, b.Bus, "shop", s, &subscriber.Options{Subscribe: inline})
 		if err != nil {
 			return err
 		}
