@@ -14,7 +14,7 @@ import (
 )
 
 // batches collects the payloads of each call.
-func batches(t *testing.T, b *tidings.Bus, o tidings.SubscribeOptions) func() [][]int {
+func batches(t *testing.T, b either, o tidings.SubscribeOptions) func() [][]int {
 	t.Helper()
 	var mu sync.Mutex
 	var got [][]int
@@ -39,7 +39,7 @@ func batches(t *testing.T, b *tidings.Bus, o tidings.SubscribeOptions) func() []
 
 func TestBatchIsFullOrOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBus(t, tidings.Options{})
+		b := kit(t, tidings.Options{})
 		got := batches(t, b, tidings.SubscribeOptions{BatchSize: 3, BatchWait: time.Second})
 		for i := range 4 {
 			_ = b.Publish(ctx, "x", i)
@@ -71,7 +71,7 @@ func equal(a, b [][]int) bool { return slices.EqualFunc(a, b, slices.Equal) }
 
 func TestBatchWithoutWaitTakesWhatIsThere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBus(t, tidings.Options{})
+		b := kit(t, tidings.Options{})
 		release, sizes := make(chan struct{}), []int{}
 		if _, err := b.SubscribeBatch(ctx, "x", func(_ context.Context, events []tidings.Event) error {
 			<-release
@@ -95,9 +95,9 @@ func TestBatchWithoutWaitTakesWhatIsThere(t *testing.T) {
 // What fails is the batch: it is tried again as one, and counted by event.
 func TestBatchIsRetriedAsAWhole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var reported errs
-		b := newBus(t, tidings.Options{OnError: reported.add})
+		b := kit(t, tidings.Options{})
 		boom := errors.New("boom")
+		b.ExpectError(boom)
 		var attempts []int
 		if _, err := b.SubscribeBatch(ctx, "x", func(ctx context.Context, events []tidings.Event) error {
 			attempts = append(attempts, events[0].Attempt()*10+len(events))
@@ -112,8 +112,8 @@ func TestBatchIsRetriedAsAWhole(t *testing.T) {
 		_ = b.Publish(ctx, "x", 2)
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if !slices.Equal(attempts, []int{12, 22, 32}) || len(reported.list()) != 2 || !errors.Is(reported.list()[0], boom) {
-			t.Errorf("attempts %v, reported %v", attempts, reported.list())
+		if !slices.Equal(attempts, []int{12, 22, 32}) || len(b.Errors()) != 2 {
+			t.Errorf("attempts %v, reported %v", attempts, b.Errors())
 		}
 		if s := b.Debugger().Snapshot().Subscriptions[0]; s.Handled != 2 || s.Failed != 2 || s.Panicked != 2 || s.Queued != 0 {
 			t.Errorf("counts %+v", s)
@@ -122,7 +122,7 @@ func TestBatchIsRetriedAsAWhole(t *testing.T) {
 }
 
 func TestBatchOptionsAreChecked(t *testing.T) {
-	b := newBus(t, tidings.Options{})
+	b := kit(t, tidings.Options{})
 	one := func(context.Context, tidings.Event) error { return nil }
 	many := func(context.Context, []tidings.Event) error { return nil }
 	if _, err := b.Subscribe(ctx, "x", one, &tidings.SubscribeOptions{BatchSize: 2}); err == nil || !strings.Contains(err.Error(), "SubscribeBatch") {

@@ -13,7 +13,7 @@ import (
 )
 
 // held is a subscription whose handler waits for release.
-func held(t *testing.T, b *tidings.Bus, o tidings.SubscribeOptions) (got *[]int, release chan struct{}) {
+func held(t *testing.T, b either, o tidings.SubscribeOptions) (got *[]int, release chan struct{}) {
 	t.Helper()
 	got, release = new([]int), make(chan struct{})
 	subscribe(t, b, "x", func(_ context.Context, e tidings.Event) error {
@@ -69,7 +69,7 @@ func TestOverflow(t *testing.T) {
 
 func TestBlockEndsWhenThereIsRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBus(t, tidings.Options{})
+		b := kit(t, tidings.Options{})
 		got, release := held(t, b, tidings.SubscribeOptions{Queue: 1})
 		time.AfterFunc(time.Second, func() { close(release) })
 		for i := range 5 {
@@ -119,7 +119,8 @@ func TestRetry(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				b := newBus(t, tidings.Options{})
+				b := kit(t, tidings.Options{})
+				b.ExpectError(boom)
 				start := time.Now()
 				var seen []int
 				subscribe(t, b, "x", func(_ context.Context, e tidings.Event) error {
@@ -138,7 +139,7 @@ func TestRetry(t *testing.T) {
 
 func TestTimeoutCancelsTheHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBus(t, tidings.Options{})
+		b := kit(t, tidings.Options{})
 		var cause error
 		type key struct{}
 		pub, cancel := context.WithCancel(context.WithValue(ctx, key{}, "value"))
@@ -162,7 +163,7 @@ func TestTimeoutCancelsTheHandler(t *testing.T) {
 
 func TestKeyKeepsOrderBetweenWorkers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBus(t, tidings.Options{})
+		b := kit(t, tidings.Options{})
 		got := make([][]int, 10)
 		start := time.Now()
 		subscribe(t, b, "x", func(_ context.Context, e tidings.Event) error {
@@ -190,7 +191,7 @@ func TestKeyKeepsOrderBetweenWorkers(t *testing.T) {
 
 func TestDrainFinishesWhatWasTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBus(t, tidings.Options{})
+		b := kit(t, tidings.Options{})
 		var first, second int
 		subscribe(t, b, "first", func(context.Context, tidings.Event) error {
 			time.Sleep(time.Second)
@@ -262,10 +263,10 @@ func TestCallsFromInsideHandlersReturn(t *testing.T) {
 		for _, inline := range []bool{false, true} {
 			t.Run(name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					b := newBus(t, tidings.Options{})
+					b := kit(t, tidings.Options{})
 					subs := make(chan *tidings.Subscription, 1)
 					s := subscribe(t, b, "x", func(context.Context, tidings.Event) error {
-						return call(b, <-subs)
+						return call(b.Bus, <-subs)
 					}, &tidings.SubscribeOptions{Inline: inline})
 					subs <- s
 					if err := b.Publish(ctx, "x", 1); err != nil {

@@ -14,7 +14,7 @@ func TestRequestGetsTheFirstReply(t *testing.T) {
 	for name, o := range map[string]*tidings.SubscribeOptions{"queued": nil, "inline": {Inline: true}} {
 		t.Run(name, func(t *testing.T) {
 			for _, encode := range []bool{false, true} {
-				b := newBus(t, tidings.Options{AlwaysEncode: encode})
+				b := kit(t, tidings.Options{AlwaysEncode: encode})
 				again := make(chan error, 1)
 				subscribe(t, b, "price.of", func(ctx context.Context, e tidings.Event) error {
 					var n int
@@ -43,8 +43,9 @@ func TestRequestGetsTheFirstReply(t *testing.T) {
 
 func TestRequestFailsAsSoonAsNobodyCanAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBus(t, tidings.Options{})
+		b := kit(t, tidings.Options{})
 		boom := errors.New("boom")
+		b.ExpectError(boom)
 		subscribe(t, b, "fails", func(context.Context, tidings.Event) error { return boom }, nil)
 		subscribe(t, b, "panics", func(context.Context, tidings.Event) error { panic(boom) }, nil)
 		subscribe(t, b, "retried", func(ctx context.Context, e tidings.Event) error {
@@ -123,7 +124,7 @@ func TestRequestThatIsDropped(t *testing.T) {
 
 // What a handler publishes with its own context may answer for it.
 func TestReplyByAnotherHandler(t *testing.T) {
-	b := newBus(t, tidings.Options{})
+	b := kit(t, tidings.Options{})
 	subscribe(t, b, "ask", func(ctx context.Context, e tidings.Event) error {
 		return b.Publish(ctx, "work", e.Payload())
 	}, &tidings.SubscribeOptions{Inline: true})
