@@ -31,6 +31,7 @@ type Bus struct {
 	names    names
 	dropped  atomic.Uint64 // events, by all subscriptions there ever were
 	watchers atomic.Int64  // of Debugger.Watch
+	measured atomic.Uint64 // calls of inline handlers that took the slower way; see tooDeep
 
 	mu       sync.Mutex // guards what follows, and names; never held while user code or a transport runs
 	subs     map[*Subscription]struct{}

@@ -118,7 +118,8 @@ type SubscribeOptions struct {
 	Durable bool
 	// Inline: the handler runs on the goroutine that publishes or delivers. For
 	// what is short and must not be queued, like metrics. Excludes Queue, Overflow,
-	// BlockTimeout, Workers, Key, Retry, HungAfter and Durable.
+	// BlockTimeout, Workers, Key, Retry, HungAfter and Durable. Handlers that publish
+	// what they handle, without end, fail before the stack overflows.
 	Inline bool
 	// Prepend puts an inline subscription before those that are there. Order is:
 	// first those that name the topic, then those with a wildcard; in each, the last

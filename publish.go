@@ -129,6 +129,16 @@ func (v *view) run(d *dispatch) {
 // callInline is run with everything that options may ask for; done hears of each
 // handler.
 func callInline(ctx context.Context, subs []*Subscription, ev Event, done func(*Subscription, error)) {
+	if len(subs) == 0 {
+		return
+	}
+	if subs[0].bus.tooDeep(&ev) {
+		for _, s := range subs {
+			s.failed(ctx, ev, errTooDeep)
+			done(s, errTooDeep)
+		}
+		return
+	}
 	for i, s := range subs {
 		returned := false
 		func() {
