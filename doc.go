@@ -74,7 +74,8 @@
 // handlers get the publisher's context as it is. An error
 // is reported, and retried as Retry says. A panic, or a handler that never
 // returns, stays in its own subscription; the latter is named in the log with its
-// stack. Every method of the bus may be called inside every handler, and wherever
+// stack; inline handlers that nest without end fail before the stack is full. Every
+// method of the bus may be called inside every handler, and wherever
 // else the bus calls user code: no lock of the bus is held meanwhile.
 //
 // # Back-pressure
@@ -91,7 +92,8 @@
 // # Debugging and testing
 //
 // [Bus.Debugger] shows topics, subscriptions and where they were made, queues,
-// latencies and hung handlers, and lets one watch events pass. Package tidingstest
+// latencies and hung handlers, and lets one watch events pass; what it returns can
+// be written as JSON. Package tidingstest
 // has a bus for tests. Packages subscriber, report and redact have what
 // ActiveSupport has beside its notifications; docs/notifications.md compares both,
 // rule by rule.

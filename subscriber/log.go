@@ -10,22 +10,16 @@ import (
 	"github.com/tidings-go/tidings"
 )
 
-// silenced are the options of a log method: nothing is called, and nothing is
+// silenced adds to the filter of a log method: nothing is called, and nothing is
 // built for it, while nobody would read what it logs.
-func (o *Options) silenced(method string) *tidings.SubscribeOptions {
-	var so tidings.SubscribeOptions
-	if o.Subscribe != nil {
-		so = *o.Subscribe
-	}
-	filter := so.Filter
-	so.Filter = func(topic string) bool {
+func (o *Options) silenced(method string, filter func(string) bool) func(string) bool {
+	return func(topic string) bool {
 		level := slog.LevelInfo
 		if o.Level != nil {
 			level = o.Level(method)
 		}
 		return o.Logger.Enabled(context.Background(), level) && (filter == nil || filter(topic))
 	}
-	return &so
 }
 
 // logging keeps the failures of a log method from everybody but the log.

@@ -31,6 +31,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/tidings-go/tidings"
 	"github.com/tidings-go/tidings/internal/topic"
@@ -47,7 +48,8 @@ type Options struct {
 	Except []string
 	// Subscribe are the options of all the subscriptions. Default: the bus's own, so
 	// each event is handled once per app, from a queue for each method. Set Inline
-	// for handlers that are to run where the event happens, as those of Rails do.
+	// for handlers that are to run where the event happens, as those of Rails do. The
+	// name of each is Name, or else v's type, and the method's: "shop.Mailer.Placed".
 	Subscribe *tidings.SubscribeOptions
 	// Logger makes v a log subscriber: a method is not called while the logger is
 	// not enabled for its Level, which is asked at each event, and what it returns
@@ -106,9 +108,9 @@ func Attach(ctx context.Context, bus *tidings.Bus, namespace string, v any, o *O
 	}
 	a := &Attached{}
 	for _, name := range slices.Sorted(maps.Keys(handlers)) {
-		h, so := handlers[name], opts.Subscribe
+		h, so := handlers[name], opts.named(v, name)
 		if opts.Logger != nil && h != nil {
-			h, so = opts.logging(h), opts.silenced(name)
+			h, so.Filter = opts.logging(h), opts.silenced(name, so.Filter)
 		}
 		s, err := bus.Subscribe(ctx, opts.topic(namespace, topic.FromName(name)), h, so)
 		if err != nil {
@@ -118,6 +120,23 @@ func Attach(ctx context.Context, bus *tidings.Bus, namespace string, v any, o *O
 		a.subs = append(a.subs, s)
 	}
 	return a, nil
+}
+
+// named are the options of one method, with a name that tells it from the others:
+// they are all subscribed in one line.
+func (o *Options) named(v any, method string) *tidings.SubscribeOptions {
+	var so tidings.SubscribeOptions
+	if o.Subscribe != nil {
+		so = *o.Subscribe
+	}
+	if so.Name == "" {
+		so.Name = strings.TrimLeft(fmt.Sprintf("%T", v), "*")
+		if so.Name, _, _ = strings.Cut(so.Name, "["); len(so.Name)+len(method) > 150 {
+			so.Name = "" // an anonymous struct, say
+		}
+	}
+	so.Name = strings.TrimLeft(so.Name+"."+method, ".")
+	return &so
 }
 
 func (o *Options) topic(namespace, event string) string {

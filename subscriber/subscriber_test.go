@@ -74,6 +74,13 @@ func TestMethodsAreTopics(t *testing.T) {
 	if n := len(a.Subscriptions()); n != 5 {
 		t.Errorf("%d subscriptions: %v", n, a.Subscriptions())
 	}
+	if s := b.Debugger().Snapshot().Subscriptions[0]; s.Name != "subscriber_test.shop.Finish" {
+		t.Errorf("called %q", s.Name)
+	}
+	named := attach(t, b, "other", table{"a": func(context.Context, tidings.Event) error { return nil }}, &subscriber.Options{Subscribe: &tidings.SubscribeOptions{Name: "mine"}})
+	if got := named.Subscriptions()[0].String(); !strings.HasPrefix(got, `subscription "mine.a":`) {
+		t.Errorf("called %s", got)
+	}
 	all := []string{"start", "finish", "http_request_v2", "order_id", "inherited", "variadic", "no_error", "four", "other_error", "private"}
 	for _, n := range all {
 		publish(t, b, "shop."+n, 3)

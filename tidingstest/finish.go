@@ -40,7 +40,7 @@ func drops(subs []tidings.SubscriptionInfo, total uint64) string {
 	var out strings.Builder
 	for _, s := range subs {
 		if s.Dropped > 0 {
-			fmt.Fprintf(&out, "  %d by the subscription %s of group %q, made at %s\n", s.Dropped, s.Pattern, s.Group, s.Place)
+			fmt.Fprintf(&out, "  %d by the %s\n", s.Dropped, called(s))
 			total -= min(s.Dropped, total)
 		}
 	}
@@ -96,8 +96,7 @@ func (b *Bus) unfinished() string {
 		if s.Queued == 0 && s.Running == 0 {
 			continue
 		}
-		fmt.Fprintf(&out, "subscription %s of group %q, made at %s: %d handlers running, %d events queued\n",
-			s.Pattern, s.Group, s.Place, s.Running, s.Queued)
+		fmt.Fprintf(&out, "%s: %d handlers running, %d events queued\n", called(s), s.Running, s.Queued)
 		if s.Running > 0 && !known(s.Place) {
 			out.WriteString(batchStacks(s.Hung, dump))
 		}
@@ -110,6 +109,15 @@ func (b *Bus) unfinished() string {
 		out.WriteString(batchStacks(nil, dump))
 	}
 	return out.String()
+}
+
+// called is a subscription for people.
+func called(s tidings.SubscriptionInfo) string {
+	name := "subscription"
+	if s.Name != "" {
+		name += fmt.Sprintf(" %q:", s.Name)
+	}
+	return fmt.Sprintf("%s %s of group %q, made at %s", name, s.Pattern, s.Group, s.Place)
 }
 
 // batchStacks is for handlers whose calls the kit does not see: their stacks as

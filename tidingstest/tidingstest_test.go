@@ -287,7 +287,7 @@ func TestDroppedEventsFailTheTest(t *testing.T) {
 	overflow := func(t testing.TB, b *tidingstest.Bus) {
 		release, begun := make(chan struct{}), make(chan struct{}, 3)
 		subscribe(t, b, "drop.*", func(context.Context, tidings.Event) error { begun <- struct{}{}; <-release; return nil },
-			&tidings.SubscribeOptions{Queue: 1, Overflow: tidings.DropNewest})
+			&tidings.SubscribeOptions{Name: "mailer", Queue: 1, Overflow: tidings.DropNewest})
 		publish(t, b, "drop.a", nil)
 		<-begun
 		publish(t, b, "drop.b", nil)
@@ -295,7 +295,7 @@ func TestDroppedEventsFailTheTest(t *testing.T) {
 		close(release)
 	}
 	got := outcome(t, func(t testing.TB) { overflow(t, tidingstest.New(t)) })
-	wantFailure(t, got, "1 events were dropped", "1 by the subscription drop.* ", "tidingstest_test.go:")
+	wantFailure(t, got, "1 events were dropped", `1 by the subscription "mailer": drop.* `, "tidingstest_test.go:")
 	if strings.Contains(got, "had ended") {
 		t.Error("a drop is reported twice")
 	}
