@@ -71,12 +71,12 @@
 //
 // Handlers run on their subscription's workers, from a bounded queue, unless
 // Inline, and get the publisher's context values, not its cancellation. Inline
-// handlers get the publisher's context as it is. An error
-// is reported, and retried as Retry says. A panic, or a handler that never
-// returns, stays in its own subscription; the latter is named in the log with its
-// stack; inline handlers that nest without end fail before the stack is full. Every
-// method of the bus may be called inside every handler, and wherever
-// else the bus calls user code: no lock of the bus is held meanwhile.
+// handlers get the publisher's context as it is. An error is reported, and retried
+// as Retry says. A panic, or a handler that never returns, stays in its own
+// subscription; the latter is named in the log with its stack. Inline handlers that
+// publish what they handle, without end, fail before the stack is full. Every
+// method of the bus may be called inside every handler, and wherever else the bus
+// calls user code: no lock of the bus is held meanwhile.
 //
 // # Back-pressure
 //
@@ -92,11 +92,10 @@
 // # Debugging and testing
 //
 // [Bus.Debugger] shows topics, subscriptions and where they were made, queues,
-// latencies and hung handlers, and lets one watch events pass; what it returns can
-// be written as JSON. Package tidingstest
-// has a bus for tests. Packages subscriber, report and redact have what
-// ActiveSupport has beside its notifications; docs/notifications.md compares both,
-// rule by rule.
+// latencies and hung handlers, and lets one watch events pass; all of it can be
+// written as JSON. Package tidingstest has a bus for tests. Packages subscriber,
+// report and redact have what ActiveSupport has beside its notifications;
+// docs/notifications.md compares both, rule by rule.
 //
 // # Errors
 //
