@@ -1,5 +1,5 @@
-// Command bench prints every in-process figure that this project quotes, each
-// beside a floor and beside its peers:
+// Command bench prints every figure that this project quotes, each beside a floor
+// and beside its peers:
 //
 //	go run ./bench                 # all rows, a minute or two
 //	go run ./bench -short          # the same with few rounds
@@ -26,6 +26,8 @@
 //     it, through the public API, with panic guard and counters.
 //   - A figure counts only if every delivery happened, once: each row counts them
 //     and fails otherwise. Nothing else fails: a time is never asserted.
+//   - Rows with a broker have it in a process of its own, with nats-server's
+//     defaults. All candidates consume the same stored events, headers and all.
 package main
 
 import (
@@ -39,7 +41,16 @@ import (
 	"time"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == serveArg {
+		if err := serve(os.Args[2], os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: the broker: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 // run is the command; it returns the exit status: 0 unless a row could not be
 // run, whatever the figures are.

@@ -14,6 +14,7 @@ type row struct {
 	id, name   string
 	cpu        int
 	slice      time.Duration // 0: the effort's
+	effort     *effort       // instead of the run's; nil: the run's
 	candidates []candidate
 	goal       goal
 }
@@ -110,6 +111,9 @@ type figure struct {
 
 // run measures the row's candidates against each other.
 func (r row) run(e effort) (res result, err error) {
+	if r.effort != nil {
+		e = *r.effort
+	}
 	res = result{Row: r.id, Name: r.name, CPU: r.cpu, Goal: r.goal.String()}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(r.cpu))
 	var rigs []*rig

@@ -14,6 +14,10 @@ const same = 1.25
 
 // rows is the in-process part of "Numbers to reach".
 func rows(e effort) []row {
+	stored := max(e.fixed, 500) // events in a stream
+	if e.fixed == 0 {
+		stored = 30_000
+	}
 	all := []row{
 		{id: "0", name: "floors alone", cpu: 1, candidates: []candidate{
 			floorCall, floorWork, floorLoad, floorMutex, floorAdd, floorLookup, floorSend, floorNow, floorClock}},
@@ -48,7 +52,9 @@ func rows(e effort) []row {
 		row{id: "7", name: fmt.Sprintf("match among %d wildcards, known topic", e.subs), cpu: 1, goal: goal{floor: same},
 			candidates: []candidate{timedAmong(ours, e.subs), among(floor, 10)}},
 		row{id: "8", name: "publish typed, 1 inline, read by Snapshot", cpu: 2, candidates: []candidate{
-			watched, typed("the same, not read", beside, 1, publishTyped)}})
+			watched, typed("the same, not read", beside, 1, publishTyped)}},
+		row{id: "d1", name: "durable consume, 128 B", cpu: 2, effort: &effort{rounds: min(e.rounds, 5), fixed: stored}, goal: goal{floor: 2},
+			candidates: []candidate{oursDurable(stored), rawConsume(stored)}})
 }
 
 // atCPU is the rows at one GOMAXPROCS, each once.
