@@ -27,7 +27,9 @@ type Bus struct {
 	state    atomic.Uint32
 	workers  sync.Map // goroutine id → *Subscription, of those that run handlers
 	work     tracker  // background tasks
+	flights  flights  // of PublishAsync
 	hung     hungHandlers
+	tries    tries
 	names    names
 	dropped  atomic.Uint64 // events, by all subscriptions there ever were
 	watchers atomic.Int64  // of Debugger.Watch
@@ -41,12 +43,14 @@ type Bus struct {
 	fresh    trie[*entry]        // topics whose view is not stale
 	feeds    map[feedKey]*feed
 	hosts    map[hostKey]*host
+	suspects chan struct{} // has room for one: the turn of suspicious durable events
 	adapter  adapter.Adapter
 	attached bool   // Attach was called
 	remote   bool   // publishing goes to the adapter
 	named    int    // entries that may be forgotten again
 	numbers  uint64 // given to counts of events, for their ids
 	drained  chan struct{}
+	last     []*Subscription // those that the drain ends: they stay visible
 	drainErr error
 }
 
@@ -65,8 +69,8 @@ func New(o Options) (*Bus, error) {
 	}
 	b := &Bus{opts: o, source: "//" + o.App + "/" + o.Instance, idPrefix: nonce() + "-",
 		subs: map[*Subscription]struct{}{}, stopping: map[*Subscription]struct{}{}, feeds: map[feedKey]*feed{},
-		hosts: map[hostKey]*host{}}
-	b.hung.bus = b
+		hosts: map[hostKey]*host{}, suspects: make(chan struct{}, 1)}
+	b.hung.bus, b.flights.bus = b, b
 	for _, wrap := range slices.Backward(o.PublishMiddleware) {
 		if b.around == nil {
 			b.around = b.publishInside

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tidings-go/tidings"
+	"github.com/tidings-go/tidings/adapter"
 	"github.com/tidings-go/tidings/tidingstest"
 )
 
@@ -188,6 +189,8 @@ func TestBadOptionsNameTheField(t *testing.T) {
 		"BlockTimeout is of": {Inline: true, BlockTimeout: time.Second},
 		"Retry.Backoff":      {Retry: tidings.Retry{Backoff: time.Second}},
 		"Retry.MaxBackoff":   {Retry: tidings.Retry{Attempts: 2, Backoff: time.Minute, MaxBackoff: time.Second}},
+		"Deaths":             {Retry: tidings.Retry{Deaths: 1}}, // not Durable
+		"Deaths is":          {Durable: true, Retry: tidings.Retry{Deaths: -1}},
 		"200":                {Name: strings.Repeat("x", 201)},
 		`'\n'`:               {Name: "two\nlines"},
 		"UTF-8":              {Name: "\xff"},
@@ -221,6 +224,32 @@ func TestRoutesFromTheEnvironment(t *testing.T) {
 	t.Setenv("TIDINGS_ROUTES", "order.>=durabel")
 	if _, err := tidings.New(tidings.Options{}); err == nil || !strings.Contains(err.Error(), "TIDINGS_ROUTES") {
 		t.Errorf("a bad TIDINGS_ROUTES: %v", err)
+	}
+}
+
+// What transports are told: that of the code, then that of the environment.
+func TestSpoolMaxFromTheEnvironment(t *testing.T) {
+	var got adapter.Config
+	scheme := fmt.Sprint("spool-max-", time.Now().UnixNano()) // once per run of this test
+	adapter.Register(scheme, func(_ context.Context, _ string, c adapter.Config) (adapter.Adapter, error) {
+		got = c
+		return nil, errors.New("it is asked for its options only")
+	})
+	for _, c := range []struct {
+		env  string
+		code int64
+		want int64
+	}{{"", 0, 0}, {"4096", 0, 4096}, {"64KiB", 0, 64 << 10}, {"3MiB", 0, 3 << 20}, {"2GiB", 0, 2 << 30}, {"64KiB", 5000, 5000}} {
+		t.Setenv("TIDINGS_SPOOL_MAX", c.env)
+		if b, err := tidings.Open(ctx, scheme+":", tidings.Options{SpoolMax: c.code}); err == nil || b != nil || got.SpoolMax != c.want {
+			t.Errorf("%q and %d: %d, want %d; %v", c.env, c.code, got.SpoolMax, c.want, err)
+		}
+	}
+	for _, bad := range []string{"much", "-1", "0", "1.5MiB", "9000000000GiB"} {
+		t.Setenv("TIDINGS_SPOOL_MAX", bad)
+		if _, err := tidings.New(tidings.Options{}); err == nil || !strings.Contains(err.Error(), "TIDINGS_SPOOL_MAX") || !strings.Contains(err.Error(), "512MiB") {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package tidings
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"runtime"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tidings-go/tidings/adapter"
+	"github.com/tidings-go/tidings/internal/activity"
 )
 
 // Debugger shows what a bus does, to tools and tests. It changes nothing. Its
@@ -41,16 +43,58 @@ type TopicInfo struct {
 
 // SubscriptionInfo is the state of one subscription. Counts are since it began;
 // those of inline handlers are exact but for events under way when it began.
+//
+// Received counts receptions: an event that the store delivers twice is received
+// twice, and one that waits for its retry inside the process is received once,
+// however often it is tried. What a Filter refuses is not received. Each reception
+// has one outcome: Handled, GaveUp, Returned, Expired or Dropped. Until it has, it
+// is in Queued or Running. Once the subscription has ended, what has none is Left,
+// and the sum of these is Received.
 type SubscriptionInfo struct {
 	Name, Pattern, Group               string // Name is of SubscribeOptions
 	Durable, Inline                    bool
+	Ready                              bool   // Bus.Ready has seen its events flow; one that is only local always is
 	Place                              string // file:line of the call that made it
-	Queued                             int    // events that wait
+	Queued                             int    // events that wait, also for a retry or behind one of their key
 	Running                            uint64 // handlers that run; not known of inline ones
+	Received, Redelivered              uint64 // receptions and, of these, those of events that the store had delivered before
 	Handled, Failed, Panicked, Dropped uint64 // events handled and dropped, attempts that failed
+	Acked                              uint64 // of durable events handled, those of which the store has confirmed the acknowledgement
+	GaveUp                             uint64 // events failed for good: DeadLetters, and other events whose last attempt failed
+	Returned                           uint64 // durable events that went back while the subscription lived, to come again: for a retry, as a rule
+	DeadLetters                        uint64 // durable events given up, and stored as dead letters
+	DeadLetterErrors                   uint64 // times that one could not be stored: its event comes again
+	Expired                            uint64 // events that came too late to be handled
 	HungEver                           uint64 // handlers that did not return in time
 	Hung                               []Hung // those that still have not
 	Latency                            Latency
+	// Lag is how many events wait in the store that no process of the group was given
+	// yet, as the transport heard last; if LagKnown.
+	Lag      uint64
+	LagKnown bool
+	// Missing is how many live events were sent that no process of the group got, as
+	// far as the transport knows: the same number in every process of the group.
+	Missing uint64
+	// Ended: it was drained with its bus, and counts are final, but for handlers that
+	// the deadline did not wait for: their events are Left.
+	Ended bool
+	Left  uint64 // events without an outcome when it ended
+	// HandedBack and Unconfirmed are those of its [LeftError], once Ended.
+	HandedBack, Unconfirmed []Event
+
+	active *activity.Marks
+}
+
+// Active says in which 10 ms from a slot on events came from the transport, as far
+// back as some 5 s: bit i, counted from the highest of the first hexadecimal digit,
+// is of slot first+i. Slots are of the process's own clock or, under worker.Run, of
+// CLOCK_MONOTONIC. The last one is not over. It may be called concurrently, and
+// inside a handler.
+func (i SubscriptionInfo) Active(from int64) (first int64, bits string) {
+	if i.active == nil {
+		return 0, ""
+	}
+	return i.active.Since(from, activity.Now())
 }
 
 // Hung is a handler that does not return.
@@ -61,7 +105,8 @@ type Hung struct {
 }
 
 // Snapshot returns the present state. It costs the publishers nothing but the
-// memory traffic of reading their counters.
+// memory traffic of reading their counters. From [Bus.Drain] on it shows the
+// subscriptions that are drained, also when that is over.
 func (d *Debugger) Snapshot() Snapshot {
 	b := d.b
 	subs, _, a := b.members()
@@ -70,9 +115,12 @@ func (d *Debugger) Snapshot() Snapshot {
 		snap.Transport = a.Stats()
 	}
 	b.mu.Lock()
-	inline := make([]uint64, len(subs))
+	if b.last != nil {
+		subs = b.last
+	}
+	inline, feeds := make([]uint64, len(subs)), make([]*feed, len(subs))
 	for i, s := range subs {
-		inline[i] = s.ran.count()
+		inline[i], feeds[i] = s.ran.count(), s.joined
 	}
 	for e := range b.names.all {
 		snap.Topics = append(snap.Topics, e.info())
@@ -80,7 +128,14 @@ func (d *Debugger) Snapshot() Snapshot {
 	b.mu.Unlock()
 	for i, s := range subs {
 		if !s.watcher {
-			snap.Subscriptions = append(snap.Subscriptions, s.info(inline[i]))
+			info := s.info(inline[i])
+			info.Ready = feeds[i] == nil || feeds[i].proven.Load()
+			info.Lag, info.LagKnown = feeds[i].lag()
+			info.Missing = feeds[i].missing()
+			if feeds[i] != nil {
+				info.active = &feeds[i].active
+			}
+			snap.Subscriptions = append(snap.Subscriptions, info)
 		}
 	}
 	slices.SortFunc(snap.Topics, func(x, y TopicInfo) int { return cmp.Compare(x.Name, y.Name) })
@@ -107,10 +162,13 @@ func (s *Subscription) info(inline uint64) SubscriptionInfo {
 	c := &s.counts
 	i := SubscriptionInfo{Name: s.opts.Name, Pattern: s.pattern, Group: s.opts.Group, Durable: s.opts.Durable, Inline: s.opts.Inline,
 		Place: s.where(), Failed: c.failed.Load(), Panicked: c.panicked.Load(), Dropped: c.dropped.Load(),
-		HungEver: c.hung.Load(), Latency: c.latency.read()}
-	ended := inline + c.inline.Load()
+		DeadLetters: c.dead.Load(), DeadLetterErrors: c.undead.Load(), Expired: c.expired.Load(), HungEver: c.hung.Load(), Latency: c.latency.read()}
+	called := inline + c.inline.Load()
+	ended, received := called, called+c.aside.Load()
+	i.Queued = s.held.waiting()
 	for _, q := range s.lanes {
 		i.Queued += q.len()
+		received += q.accepted()
 	}
 	for _, w := range s.workers {
 		waiting, running := w.inHand()
@@ -125,7 +183,29 @@ func (s *Subscription) info(inline uint64) SubscriptionInfo {
 		}
 	}
 	i.Handled = ended - min(c.unhandled.Load(), ended)
+	i.Received = received - min(c.requeued.Load(), received)
+	i.Redelivered, i.Acked, i.GaveUp, i.Returned = c.redelivered.Load(), c.acked.Load(), c.gaveUp.Load()+i.DeadLetters, c.returned.Load()
+	select {
+	case <-s.done:
+		i.end(s.err)
+	default:
+	}
 	return i
+}
+
+// end says what was left. A handler that returned after its event was handed back
+// is not believed: the event is handled again.
+func (i *SubscriptionInfo) end(err error) {
+	i.Ended = true
+	if left, ok := errors.AsType[*LeftError](err); ok {
+		i.HandedBack, i.Unconfirmed = left.HandedBack, left.Unconfirmed
+	}
+	over := i.Handled + i.GaveUp + i.Returned + i.Expired + i.Dropped
+	i.Left = i.Received - min(over, i.Received)
+	if back := uint64(len(i.HandedBack)); back > i.Left {
+		i.Handled -= min(back-i.Left, i.Handled)
+		i.Left = back
+	}
 }
 
 func (h *hungHandlers) of(w *worker) *Hung {

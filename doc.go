@@ -37,18 +37,27 @@
 // event. The transport comes first, then local subscribers. What cannot be
 // accepted is an error; what is dropped by a policy is counted and logged.
 //
+// [Bus.Request] publishes an event and waits for the first [Reply] of a handler, here
+// or, for a live topic, in any process.
+//
+// [EventFields] may delay an event, or say when it becomes of no use: both for
+// topics with a durable route, since the broker keeps it. Delayed events reach
+// everybody when they are due, are never early, and keep no order. An event that
+// has expired before a durable group's handler is called is not handled, but
+// counted and logged.
+//
 // # Promises
 //
 //	                     local               live                       durable
 //	reaches              this process        processes connected now    every durable group, also later ones
 //	Publish is nil when  queues accepted     in the bounded buffer      the broker acknowledged it
-//	broker away          unaffected          buffered, then an error    Publish waits, then an error
+//	broker away          unaffected          buffered, then an error    spooled on disk; without a SpoolDir Publish waits
 //	subscriber away      n/a                 not delivered              waits
 //	deploy by hand-over  n/a                 0 lost, 0 doubled          0 lost, 0 redelivered but what a deadline cut
 //	kill -9, subscriber  n/a                 what it had taken is lost  redelivered
 //	kill -9, publisher   n/a                 what was not flushed       nothing for which Publish was nil
 //	kill -9, broker      n/a                 as an outage               nothing accepted is lost
-//	handler's error      reported            reported                   retried until handled
+//	handler's error      reported            reported                   retried, then a dead letter
 //
 // README.md has the table in full.
 //
@@ -56,8 +65,10 @@
 //
 // Events of one publisher reach one subscription in order, as long as it has one
 // worker, or per SubscribeOptions.Key with several. A publisher is whoever waits
-// for one Publish before the next. Inline subscriptions of one topic run in a
-// fixed order, see SubscribeOptions.Prepend. All run though one fails.
+// for one Publish before the next. A durable event that is retried is passed by
+// later ones; with Key it holds its key until it was handled or given up. Inline
+// subscriptions of one topic run in a fixed order, see SubscribeOptions.Prepend. All
+// run though one fails.
 //
 // # Instrumenting
 //
@@ -78,6 +89,29 @@
 // method of the bus may be called inside every handler, and wherever else the bus
 // calls user code: no lock of the bus is held meanwhile.
 //
+// # Dead letters
+//
+// A durable event that its handler gives up, by [Permanent] or by Retry.Attempts
+// failures, that cannot be decoded, or that its processes die of is kept as a dead
+// letter, with its bytes, the error, the stack of a panic and the counts, before the
+// broker is told that it is done. Package deadletter and "tidings dlq" show, redrive
+// and drop them; "tidings.dead" tells of each. docs/durable.md has every fate of an
+// event.
+//
+// # Publishing much
+//
+// Durable events of callers that wait at once are stored together where that is faster,
+// which is measured. [Bus.PublishAsync] publishes without waiting for each, and
+// [Bus.Flush] waits for all. With Options.SpoolDir, events are kept on this machine's
+// disk while the broker is away, and with [AckSpool] at any time. docs/publishing.md has
+// every outcome.
+//
+// # Replay
+//
+// Package replay and "tidings replay" give one durable group stored events once
+// more, from a sequence, a time or the start, and by pattern; nobody else gets
+// them. docs/replay.md says how.
+//
 // # Back-pressure
 //
 // A full queue makes its publishers wait, or drops, as SubscribeOptions.Overflow
@@ -87,7 +121,8 @@
 // # Shutdown
 //
 // Drain stops taking, finishes what was taken, confirms the acknowledgements,
-// flushes and closes; its error names what a deadline cut. Close ends at once.
+// flushes and closes; its error names what a deadline cut, durable events one by
+// one in a [LeftError]. Close ends at once.
 //
 // # Debugging and testing
 //

@@ -37,3 +37,21 @@ func TestGuideQuotesItsExample(t *testing.T) {
 		}
 	}
 }
+
+// So does what the guide to processes shows of workers in other languages.
+func TestGuideQuotesItsWorkers(t *testing.T) {
+	guide, err := os.ReadFile("docs/processes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for language, file := range map[string]string{"sh": "worker.sh", "python": "worker.py"} {
+		code, err := os.ReadFile("examples/workers/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block := regexp.MustCompile("(?s)```" + language + "\n(.*?)```").FindSubmatch(guide)
+		if block == nil || !strings.Contains(string(code), string(block[1])) {
+			t.Errorf("not in examples/workers/%s:\n%s", file, block)
+		}
+	}
+}

@@ -2,7 +2,6 @@ package tidings
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -16,7 +15,8 @@ const stopGrace = 5 * time.Second
 // Drain ends the subscription and loses nothing: it stops taking, lets the
 // handlers finish what was taken, and settles it. When ctx ends first, handlers'
 // contexts are cancelled, what was not handled goes back to the store if it is
-// durable and is dropped and counted if not, and the error says how much.
+// durable and is dropped and counted if not; the error says how much, and a
+// [LeftError] in it names each durable event.
 //
 // Called from inside a handler it starts the drain and returns nil, since it
 // cannot wait for its own caller; wait for [Subscription.Done] elsewhere.
@@ -32,7 +32,7 @@ func (s *Subscription) Drain(ctx context.Context) error {
 func (s *Subscription) drain(ctx context.Context) error {
 	if s.ending.CompareAndSwap(false, true) {
 		s.bus.setStopping(s, true)
-		s.finish(s.leave(ctx), s.settleAll(ctx))
+		s.finish(ctx, s.leave(ctx), s.finishQueue(ctx), s.joined.close(ctx, s))
 		s.forget()
 		s.warnLeft("the deadline of a drain ended first", int(s.left.Load()))
 		return s.err
@@ -65,7 +65,7 @@ func (s *Subscription) Stop() {
 		ctx2, cancel2 := context.WithTimeout(context.Background(), stopGrace)
 		defer cancel2()
 		s.bus.setStopping(s, false)
-		s.finish(s.joined.close(ctx2, s))
+		s.finish(ctx2, s.joined.close(ctx2, s))
 		s.warnLeft("the subscription was stopped", n)
 	})
 }
@@ -86,8 +86,8 @@ func (s *Subscription) Err() error {
 	}
 }
 
-func (s *Subscription) finish(errs ...error) {
-	if err := errors.Join(errs...); err != nil {
+func (s *Subscription) finish(ctx context.Context, errs ...error) {
+	if err := s.receipt(ctx, errs); err != nil {
 		s.err = &Error{Op: "drain", Topic: s.pattern, Err: err}
 	}
 	s.cancel()
@@ -105,12 +105,13 @@ func (s *Subscription) leave(ctx context.Context) error {
 	return s.joined.drain(ctx, s)
 }
 
-// settleAll lets the workers finish, then the acknowledgements.
-func (s *Subscription) settleAll(ctx context.Context) error {
-	return errors.Join(s.finishQueue(ctx), s.joined.close(ctx, s))
-}
-
+// finishQueue lets the workers finish.
 func (s *Subscription) finishQueue(ctx context.Context) error {
+	s.held.hurry()
+	select {
+	case <-s.held.whenEmpty():
+	case <-ctx.Done():
+	}
 	for _, q := range s.lanes {
 		q.close()
 	}
@@ -118,8 +119,9 @@ func (s *Subscription) finishQueue(ctx context.Context) error {
 		if w.loop.Wait(ctx) == nil {
 			continue
 		}
-		s.cancel() // handlers that obey their context end now
-		if err := s.leftBehind(ctx); err != nil {
+		err := s.leftBehind(ctx) // first: a handler that obeys its context ends with it, and its worker takes the next event
+		s.cancel()
+		if err != nil {
 			return err
 		}
 		<-w.loop.Done() // it had nothing to do
@@ -151,6 +153,10 @@ func (s *Subscription) dropQueued(why string) (n int) {
 			s.lose(it.event, why)
 			n++
 		}
+	}
+	for _, it := range s.held.close() {
+		s.lose(it.event, why)
+		n++
 	}
 	return n
 }

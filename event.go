@@ -49,8 +49,14 @@ type record struct {
 	time   time.Time
 	err    error
 	tags   map[string]any
+	times  *timing // nil: of most
 	req    *request
-	settle adapter.Settler // of a durable event
+
+	// Of a durable event.
+	settle   adapter.Settler
+	seq      uint64 // its place in the stream
+	failures int    // of the handler, before this delivery
+	begun    bool   // its handler was called here; the worker's own
 }
 
 // EventFields are what [NewEvent] makes an event of; all but Topic may be left
@@ -67,6 +73,12 @@ type EventFields struct {
 	// Instrumented makes it the event of a block, which one with a Duration or an Err
 	// is anyway.
 	Instrumented bool
+	// NotBefore delays the event: it reaches everybody, the subscribers of this
+	// process too, at that time and not before. Expires is when it becomes of no use:
+	// what a durable group has not handled by then it does not get any more. Both
+	// are for [Bus.PublishEvent] to topics with a durable route, where the broker
+	// keeps the event. See [Bus.CancelEvent] to take a delayed one back.
+	NotBefore, Expires time.Time
 }
 
 // NewEvent makes an event that was not published here: to import history with
@@ -75,8 +87,11 @@ func NewEvent(f EventFields) Event {
 	if f.ID == "" {
 		f.ID = nonce()
 	}
-	e := Event{payload: f.Payload, dur: f.Duration, r: &record{id: f.ID, topic: f.Topic, source: f.Source,
-		time: f.Time, err: f.Err, tags: f.Tags}}
+	r := &record{id: f.ID, topic: f.Topic, source: f.Source, time: f.Time, err: f.Err, tags: f.Tags}
+	if t := (timing{f.NotBefore.Round(0), f.Expires.Round(0)}); t != (timing{}) {
+		r.times = &t
+	}
+	e := Event{payload: f.Payload, dur: f.Duration, r: r}
 	if f.Instrumented || f.Duration != 0 || f.Err != nil {
 		e.num |= instrumented
 	}
@@ -100,7 +115,9 @@ func (e Event) ID() string {
 	case r.entry != nil:
 		// The bus's own random part, then counters: unique without a system call for
 		// each. Options.Instance has no part in it: it may be the same after a restart.
-		return r.bus.idPrefix + strconv.FormatUint(r.number, 36) + "-" + strconv.FormatUint(e.num>>attemptBits, 36)
+		b := append(make([]byte, 0, 64), r.bus.idPrefix...)
+		b = append(strconv.AppendUint(b, r.number, 36), '-')
+		return string(strconv.AppendUint(b, e.num>>attemptBits, 36))
 	default:
 		return r.id
 	}
@@ -217,7 +234,8 @@ func (e Event) Header(name string) string {
 }
 
 // Attempt is 1 when the handler sees the event for the first time, 2 at the first
-// retry, and so on. For durable events it counts the broker's deliveries too.
+// retry, and so on. Of a durable event it is the broker's count of deliveries, also
+// of those to processes that died; [Retry] counts failures of the handler.
 func (e Event) Attempt() int { return max(int(e.num&attemptMask), 1) }
 
 func (e Event) withAttempt(n int) Event {
@@ -283,17 +301,19 @@ func (e Event) message(ctx context.Context, c Codec) (*adapter.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &adapter.Message{ID: e.ID(), Topic: e.Topic(), Source: e.Source(), Time: e.Time(),
-		ContentType: contentType, Data: data, Instrumented: e.Instrumented(), Duration: e.dur, Header: header}
+	m := messages.Get().(*adapter.Message)
+	*m = adapter.Message{ID: e.ID(), Topic: e.Topic(), Source: e.Source(), Time: e.Time(),
+		ContentType: contentType, Data: data, Instrumented: e.Instrumented(), Duration: e.dur, Header: header, Expires: e.Expires(), Numbered: e.r.entry != nil}
 	if err := e.Err(); err != nil {
 		m.Err = err.Error()
 	}
 	return m, nil
 }
 
-// received is an event from another process, or from the store.
-func (b *Bus) received(m *adapter.Message, attempt int) Event {
-	r := &record{bus: b, topic: m.Topic, msg: m}
+// received is an event from another process, or from the store. Its record is r,
+// which is empty.
+func (b *Bus) received(r *record, m *adapter.Message, attempt int) Event {
+	r.bus, r.topic, r.msg = b, m.Topic, m
 	if m.Err != "" {
 		r.err = errors.New(m.Err)
 	}

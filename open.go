@@ -2,6 +2,7 @@ package tidings
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -106,7 +107,7 @@ func (b *Bus) attach(ctx context.Context, url string) error {
 }
 
 func (b *Bus) config() adapter.Config {
-	c := adapter.Config{App: b.opts.App, Instance: b.opts.Instance, Prefix: b.opts.Prefix, Logger: b.opts.Logger,
+	c := adapter.Config{App: b.opts.App, Instance: b.opts.Instance, Prefix: b.opts.Prefix, SpoolDir: b.opts.SpoolDir, SpoolMax: b.opts.SpoolMax, Logger: b.opts.Logger,
 		OnError: func(err error) { b.report(context.Background(), &Error{Op: "transport", Err: err}) }}
 	for _, r := range b.opts.Routes {
 		if r.Class == Durable {
@@ -124,7 +125,7 @@ func (b *Bus) useTransport(ctx context.Context, a adapter.Adapter) error {
 			return fmt.Errorf("route %s is durable; this transport stores nothing", r.Pattern)
 		}
 		if r.Ack == AckSpool && !a.Caps().Spool {
-			return fmt.Errorf("route %s asks for AckSpool; this transport has no spool: use AckBroker", r.Pattern)
+			return fmt.Errorf("route %s asks for AckSpool; there is no spool: set Options.SpoolDir, on a transport that can have one (nats://), or use AckBroker", r.Pattern)
 		}
 	}
 	b.mu.Lock()
@@ -139,12 +140,12 @@ func (b *Bus) useTransport(ctx context.Context, a adapter.Adapter) error {
 		}
 	}
 	b.mu.Unlock()
-	err := each(made, func(f *feed) error {
+	err := errors.Join(each(made, func(f *feed) error {
 		if err := f.open(ctx, a); err != nil {
 			return fmt.Errorf("subscription %s of group %q: %w", f.key.pattern, f.key.group, err)
 		}
 		return nil
-	})
+	})...)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err != nil {
@@ -165,12 +166,12 @@ func (b *Bus) useTransport(ctx context.Context, a adapter.Adapter) error {
 // takes over from another says that it is ready only then.
 func (b *Bus) Ready(ctx context.Context) error {
 	_, feeds, _ := b.members()
-	err := each(feeds, func(f *feed) error {
+	err := errors.Join(each(feeds, func(f *feed) error {
 		if err := f.ready(ctx); err != nil {
 			return fmt.Errorf("subscription %s of group %q: %w", f.key.pattern, f.key.group, err)
 		}
 		return nil
-	})
+	})...)
 	if err != nil {
 		return &Error{Op: "ready", Err: err}
 	}

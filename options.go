@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -33,6 +35,16 @@ type Options struct {
 	// come first. Without any, what is published goes live and what is instrumented
 	// stays local; with routes they alone decide, and what none matches stays local.
 	Routes []Route
+	// SpoolDir is a directory on a local disk where durable events are kept, in order,
+	// while the broker is away: Publish returns nil once they are synced there, and they
+	// are sent when it is back. What a process leaves behind, the next one of the app
+	// sends before its own events; so all of an app's processes share the directory.
+	// Default: TIDINGS_SPOOL_DIR, then none: Publish waits for the broker then. With a
+	// SpoolDir, Attach succeeds though the broker is away.
+	SpoolDir string
+	// SpoolMax bounds what one process keeps there, in bytes; beyond it Publish fails.
+	// Default: TIDINGS_SPOOL_MAX ("512MiB", or bytes), then 1 GiB.
+	SpoolMax int64
 	// Codec encodes payloads that leave the process. Default: [JSON].
 	Codec Codec
 	// Logger gets what has no caller to be told. Default: slog.Default().
@@ -97,8 +109,8 @@ type Ack uint8
 const (
 	// AckBroker: the broker has acknowledged it.
 	AckBroker Ack = iota
-	// AckSpool: it is on this machine's disk. No transport offers it yet; Attach
-	// refuses it.
+	// AckSpool: it is on this machine's disk, in Options.SpoolDir, from where it is sent
+	// to the broker. That takes a fraction of the time.
 	AckSpool
 )
 
@@ -113,8 +125,9 @@ type SubscribeOptions struct {
 	Group string
 	// Broadcast: every process handles each event. Excludes Group and Durable.
 	Broadcast bool
-	// Durable: events wait for the group while it is away, and are retried until
-	// handled. A durable route must cover the pattern.
+	// Durable: events wait for the group while it is away, and are retried as Retry
+	// says; what is given up becomes a dead letter. A durable route must cover the
+	// pattern.
 	Durable bool
 	// Inline: the handler runs on the goroutine that publishes or delivers. For
 	// what is short and must not be queued, like metrics. Excludes Queue, Overflow,
@@ -145,7 +158,8 @@ type SubscribeOptions struct {
 	// if that is longer.
 	HungAfter time.Duration
 	// Queue bounds the events that wait for a handler. Default 1024. A worker takes up
-	// to a sixteenth of that at a time.
+	// to a sixteenth of that at a time. A durable subscription takes no more in advance
+	// than its handlers do in 100 ms, as measured, and never more than Queue.
 	Queue int
 	// Overflow says what a full queue does. Default: Block. Durable subscriptions
 	// take no more than their queue holds, so theirs never overflows.
@@ -155,7 +169,11 @@ type SubscribeOptions struct {
 	// Workers is how many handlers may run at once in this process. Default 1, which
 	// keeps the order of each publisher.
 	Workers int
-	// Key keeps the order of events with equal keys when Workers is above 1.
+	// Key keeps the order of events with equal keys when Workers is above 1. On a
+	// durable subscription it does so for retries too, also with one worker: an event
+	// that is to be retried holds its key, later ones of the key wait behind it, and
+	// other keys pass. Without Key a retried event comes again after those that came
+	// meanwhile. Batch handlers hold no keys.
 	Key func(Event) string
 	// Timeout cancels the context of one attempt of a handler. Default: none.
 	Timeout time.Duration
@@ -184,8 +202,18 @@ const (
 // waits too: that keeps the order. More Workers, with a Key, let others pass.
 type Retry struct {
 	// Attempts bounds how often the handler is called. Default: 1 for local and
-	// live events; without bound for durable ones.
+	// live events; 100 for durable ones, which with the default waits takes some 45
+	// minutes. A durable event that has failed so often becomes a dead letter.
+	//
+	// Each process counts the failures it has seen, and what the broker counts,
+	// deliveries, are none. So a durable event gets never less attempts than that,
+	// and more if several processes of the group share its failures, or one is
+	// restarted meanwhile.
 	Attempts int
+	// Deaths bounds how many processes may die while their handler works on one
+	// durable event, which then becomes a dead letter without having failed. It is
+	// counted from the sixth delivery that no failure explains. Default: 3.
+	Deaths int
 	// Backoff is the wait before the second attempt; it doubles up to MaxBackoff.
 	// Defaults: 100 ms and 30 s.
 	Backoff, MaxBackoff time.Duration
@@ -212,6 +240,18 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Prefix == "" {
 		o.Prefix = os.Getenv("TIDINGS_PREFIX")
+	}
+	if o.SpoolDir == "" {
+		o.SpoolDir = os.Getenv("TIDINGS_SPOOL_DIR")
+	}
+	if limit := os.Getenv("TIDINGS_SPOOL_MAX"); o.SpoolMax == 0 && limit != "" {
+		var err error
+		if o.SpoolMax, err = parseSize(limit); err != nil {
+			return o, &Error{Op: "new", Err: fmt.Errorf("TIDINGS_SPOOL_MAX is %q: %w", limit, err)}
+		}
+	}
+	if o.SpoolMax < 0 {
+		return o, &Error{Op: "new", Err: fmt.Errorf("Options.SpoolMax is %d: give a number of bytes, or 0 for 1 GiB", o.SpoolMax)}
 	}
 	if o.Codec == nil {
 		o.Codec = JSON
@@ -240,6 +280,21 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	o.Routes = append(env, o.Routes...)
 	return o, nil
+}
+
+// parseSize reads a number of bytes.
+func parseSize(s string) (int64, error) {
+	number, unit := s, int64(1)
+	for i, name := range []string{"KiB", "MiB", "GiB"} {
+		if n, ok := strings.CutSuffix(s, name); ok {
+			number, unit = n, 1<<(10*(i+1))
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n < 1 || n > math.MaxInt64/unit {
+		return 0, errors.New("want a number of bytes, or a size like 64KiB, 512MiB or 4GiB")
+	}
+	return n * unit, nil
 }
 
 func (r Route) check() error {
@@ -271,8 +326,10 @@ func parseRoutes(s string) ([]Route, error) {
 			r.Class = Live
 		case "durable":
 			r.Class = Durable
+		case "durable+spool":
+			r.Class, r.Ack = Durable, AckSpool
 		default:
-			return nil, fmt.Errorf("%q: want PATTERN=local, PATTERN=live or PATTERN=durable", pair)
+			return nil, fmt.Errorf("%q: want PATTERN=local, PATTERN=live, PATTERN=durable or PATTERN=durable+spool", pair)
 		}
 		if err := r.check(); err != nil {
 			return nil, err
@@ -312,6 +369,12 @@ func (o *SubscribeOptions) withDefaults(b *Bus, batch bool) (SubscribeOptions, e
 	if s.BatchSize > s.Queue {
 		return s, fmt.Errorf("SubscribeOptions.BatchSize %d would never be reached: the queue holds %d events: raise Queue, or lower BatchSize", s.BatchSize, s.Queue)
 	}
+	if s.Durable && s.Retry.Attempts == 0 {
+		s.Retry.Attempts = 100
+	}
+	if s.Retry.Deaths == 0 {
+		s.Retry.Deaths = 3
+	}
 	if s.Retry.Backoff == 0 {
 		s.Retry.Backoff = 100 * time.Millisecond
 	}
@@ -333,7 +396,7 @@ func (o *SubscribeOptions) check() error {
 	for field, n := range map[string]int64{"Queue": int64(o.Queue), "Workers": int64(o.Workers),
 		"BlockTimeout": int64(o.BlockTimeout), "BatchSize": int64(o.BatchSize), "BatchWait": int64(o.BatchWait), "HungAfter": int64(o.HungAfter),
 		"Timeout": int64(o.Timeout), "Retry.Attempts": int64(o.Retry.Attempts),
-		"Retry.Backoff": int64(o.Retry.Backoff), "Retry.MaxBackoff": int64(o.Retry.MaxBackoff)} {
+		"Retry.Deaths": int64(o.Retry.Deaths), "Retry.Backoff": int64(o.Retry.Backoff), "Retry.MaxBackoff": int64(o.Retry.MaxBackoff)} {
 		if n < 0 {
 			return fmt.Errorf("SubscribeOptions.%s is negative", field)
 		}
@@ -348,7 +411,9 @@ func (o *SubscribeOptions) check() error {
 		return fmt.Errorf("SubscribeOptions.Broadcast reaches every process, Group %q one of them: choose one", o.Group)
 	case o.Broadcast && o.Durable:
 		return fmt.Errorf("SubscribeOptions.Durable needs a group for the events to wait for: leave out Broadcast")
-	case o.Key != nil && o.Workers <= 1:
+	case !o.Durable && o.Retry.Deaths != 0:
+		return fmt.Errorf("SubscribeOptions.Retry.Deaths is counted by a broker: set Durable, or leave it out")
+	case o.Key != nil && o.Workers <= 1 && !o.Durable:
 		return fmt.Errorf("SubscribeOptions.Key keeps order between workers: set Workers above 1, or leave it out")
 	case o.BlockTimeout != 0 && o.Overflow != Block:
 		return fmt.Errorf("SubscribeOptions.BlockTimeout is how long Block waits: leave it out, or Overflow")

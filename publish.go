@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/tidings-go/tidings/adapter"
 )
@@ -20,7 +22,10 @@ type PublishFunc func(ctx context.Context, topic string, payload any) error
 //
 // The payload is frozen from now on: local subscribers share it. ctx gives
 // handlers its values; cancelling it loses nothing that was accepted, but ends
-// waiting for a full queue or for the broker.
+// waiting for a full queue or for the broker. A durable event that was not sent until
+// then is not accepted; one that was sent and not acknowledged is not sent again, and
+// the error wraps [ErrInDoubt], with Accepted false: it may be stored. With a spool it
+// is on the disk, and Publish returns nil.
 func (b *Bus) Publish(ctx context.Context, topic string, payload any) error {
 	e, err := b.entry(topic)
 	if err != nil {
@@ -46,18 +51,29 @@ func (b *Bus) PublishEvent(ctx context.Context, ev Event) error {
 		return fail(err)
 	}
 	v := e.current()
-	switch {
-	case v == nil:
-		return nil
-	case v == closedView:
+	if v == closedView {
 		return fail(ErrClosed)
 	}
-	r := &record{bus: b, topic: e.topic, id: ev.ID(), source: ev.Source(), time: ev.Time(), err: ev.Err(), msg: ev.r.msg, tags: ev.r.tags}
+	delayed, err := ev.timing().check(v, time.Now())
+	if err != nil {
+		return fail(err)
+	}
+	if v == nil {
+		return nil
+	}
+	r := &record{bus: b, topic: e.topic, id: ev.ID(), source: ev.Source(), time: ev.Time(), err: ev.Err(), msg: ev.r.msg, tags: ev.r.tags, times: ev.r.times}
 	if r.tags != nil {
 		ctx = WithTags(ctx, r.tags)
 	}
 	e.count.Add(1)
-	return e.send(ctx, v.publish, v.route(e.topic), Event{payload: ev.payload, r: r, dur: ev.Duration(), num: ev.num & instrumented})
+	out := Event{payload: ev.payload, r: r, dur: ev.Duration(), num: ev.num & instrumented}
+	if !delayed {
+		return e.send(ctx, v.publish, v.route(e.topic), out)
+	}
+	if err := e.sendLater(ctx, out); err != nil {
+		return fail(err)
+	}
+	return nil
 }
 
 // sampled reports whether the n-th call of handlers is measured. The clocks of one
@@ -249,61 +265,104 @@ func (v *view) route(topic string) route {
 
 func (r route) nobody() bool { return len(r.inline)+len(r.queued) == 0 }
 
-// send hands an event to the transport first, then to those of this process. The
-// queues come before the inline handlers, so that no handler waits for another
-// and a gate is held while no handler runs.
+// A delivery is one event on its way to the transport, and then to those of this
+// process.
+type delivery struct {
+	ctx   context.Context
+	entry *entry
+	class adapter.Class
+	msg   *adapter.Message // nil: it does not leave the process
+	local Event
+	to    route
+	puts  []target // whose gates are held, if it leaves the process
+}
+
+func (d *delivery) fail(accepted bool, err error) error {
+	return &Error{Op: "publish", Topic: d.entry.topic, Accepted: accepted, Err: err}
+}
+
+// send hands an event to the transport first, then to those of this process.
 func (e *entry) send(ctx context.Context, class adapter.Class, to route, ev Event) error {
-	b := e.bus
-	fail := func(accepted bool, err error) error {
-		return &Error{Op: "publish", Topic: e.topic, Accepted: accepted, Err: err}
+	d, err := e.prepare(ctx, class, to, ev)
+	if err != nil {
+		return err
 	}
+	if class != 0 {
+		err := e.bus.transport().Publish(ctx, d.msg, class)
+		if class == adapter.Live && !e.bus.opts.AlwaysEncode {
+			reuse(d.msg) // adapters do not keep it
+		}
+		if err != nil {
+			d.refused()
+			return d.fail(false, err)
+		}
+	}
+	return d.deliver()
+}
+
+// prepare does what may fail before anybody gets the event.
+func (e *entry) prepare(ctx context.Context, class adapter.Class, to route, ev Event) (*delivery, error) {
+	b := e.bus
+	d := &delivery{ctx: ctx, entry: e, class: class, to: to}
 	if err := b.admit(); err != nil {
-		return fail(false, err)
+		return nil, d.fail(false, err)
 	}
 	if b.opts.Redact != nil && !isOwn(e.topic) {
 		if err := b.redact(&ev); err != nil {
-			return fail(false, err)
+			return nil, d.fail(false, err)
 		}
 	}
-	local := ev
-	var m *adapter.Message
+	d.local = ev
 	if class != 0 || (b.opts.AlwaysEncode && !isOwn(e.topic)) {
-		var err error
-		if m, err = ev.wire(ctx, b); err != nil {
-			return fail(false, err)
+		m, err := ev.wire(ctx, b)
+		if err != nil {
+			return nil, d.fail(false, err)
 		}
 		if b.opts.AlwaysEncode {
-			local = b.encoded(ev, m)
+			d.local = b.encoded(ev, m)
+		}
+		d.msg = m
+	}
+	if class != 0 {
+		d.puts = takeLocals(targets(to.queued, d.local), to.inline, d.msg)
+		if d.msg.Source != b.source {
+			d.msg.Served = append(d.msg.Served, b.source) // what echoes are known by, else
 		}
 	}
+	return d, nil
+}
+
+// refused lets go: the transport has not accepted it.
+func (d *delivery) refused() {
+	for _, t := range d.puts {
+		t.sub.gate.leave()
+	}
+}
+
+// deliver hands the event to those of this process. The queues come before the inline
+// handlers, so that no handler waits for another and a gate is held while no handler
+// runs.
+func (d *delivery) deliver() error {
 	var errs []error
-	if class == 0 {
-		errs = putEach(ctx, &local, to.queued, to.not)
-	} else {
-		puts := takeLocals(targets(to.queued, local), to.inline, m)
-		if err := b.transport().Publish(ctx, m, class); err != nil {
-			for _, t := range puts {
-				t.sub.gate.leave()
-			}
-			return fail(false, err)
-		}
-		for _, t := range puts {
-			if err := t.put(ctx, &local); err != nil {
-				errs = append(errs, err)
-			}
+	if d.class == 0 {
+		errs = putEach(d.ctx, &d.local, d.to.queued, d.to.not)
+	}
+	for _, t := range d.puts {
+		if err := t.put(d.ctx, &d.local); err != nil {
+			errs = append(errs, err)
 		}
 	}
-	accepted := class != 0 || len(to.inline) > 0 || len(to.queued) > len(errs)
-	callInline(ctx, to.inline, local, func(s *Subscription, err error) {
-		local.answered(err)
-		if err != nil && b.opts.Strict && !s.watcher {
+	accepted := d.class != 0 || len(d.to.inline) > 0 || len(d.to.queued) > len(errs)
+	callInline(d.ctx, d.to.inline, d.local, func(s *Subscription, err error) {
+		d.local.answered(err)
+		if err != nil && d.entry.bus.opts.Strict && !s.watcher {
 			errs = append(errs, err)
 		}
 	})
 	if len(errs) == 0 {
 		return nil
 	}
-	return fail(accepted, join(errs))
+	return d.fail(accepted, join(errs))
 }
 
 // redact takes the secrets out of an event that was published here.
@@ -331,14 +390,25 @@ func (ev Event) wire(ctx context.Context, b *Bus) (*adapter.Message, error) {
 	if ev.r.msg == nil {
 		return ev.message(ctx, b.opts.Codec)
 	}
-	m := *ev.r.msg
-	m.Served = nil
-	return &m, nil
+	m := messages.Get().(*adapter.Message)
+	*m = *ev.r.msg
+	m.Served, m.NotBefore = nil, time.Time{} // it has waited already
+	m.Header = forwarded(ctx, m.Header)
+	return m, nil
+}
+
+// messages are such as a transport is done with: they are large, and live for as
+// long as Publish takes.
+var messages = sync.Pool{New: func() any { return new(adapter.Message) }}
+
+func reuse(m *adapter.Message) {
+	*m = adapter.Message{}
+	messages.Put(m)
 }
 
 // encoded is the event as a remote subscriber would get it.
 func (b *Bus) encoded(ev Event, m *adapter.Message) Event {
-	out := b.received(m, ev.Attempt())
+	out := b.received(new(record), m, ev.Attempt())
 	out.r.entry, out.r.number, out.r.req, out.num, out.start = ev.r.entry, ev.r.number, ev.r.req, ev.num, ev.start
 	return out
 }

@@ -250,6 +250,13 @@ func (q *queue) whenIdle() (<-chan struct{}, uint64) {
 	return q.idle, accepted
 }
 
+// accepted is how much was ever put into it.
+func (q *queue) accepted() uint64 {
+	r := q.lock()
+	defer r.mu.Unlock()
+	return r.tail - q.start
+}
+
 // close makes offer fail; take goes on until the queue is empty.
 func (q *queue) close() {
 	r := q.lockOwn()

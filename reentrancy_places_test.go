@@ -3,6 +3,7 @@ package tidings_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -27,10 +28,23 @@ var calls = []struct {
 	{name: "Bus.Publish to another", do: func(c *cell, ctx context.Context, _ tidings.Event) error { return c.bus.Publish(ctx, other, 1) }},
 	{name: "Bus.Publish to nobody", do: func(c *cell, ctx context.Context, _ tidings.Event) error { return c.bus.Publish(ctx, nobody, 1) }},
 	{name: "Bus.Publish to no topic", do: func(c *cell, ctx context.Context, _ tidings.Event) error { return c.bus.Publish(ctx, "no topic", 1) }},
+	{name: "Bus.PublishAsync to the place", and: "Bus.Flush", do: func(c *cell, ctx context.Context, _ tidings.Event) error {
+		return errors.Join(c.bus.PublishAsync(ctx, own, 1, nil), c.bus.Flush(ctx))
+	}},
+	{name: "Bus.PublishAsync to another", and: "Topic.PublishAsync", do: func(c *cell, ctx context.Context, _ tidings.Event) error {
+		return tidings.NewTopic[int](other).On(c.bus).PublishAsync(ctx, 1, func(error) {})
+	}},
 	{name: "Bus.PublishLazy to the place", do: func(c *cell, ctx context.Context, _ tidings.Event) error {
 		return c.bus.PublishLazy(ctx, own, func(ctx context.Context) (context.Context, any) { return ctx, 1 })
 	}},
 	{name: "Bus.PublishEvent of the place", do: func(c *cell, ctx context.Context, e tidings.Event) error { return c.bus.PublishEvent(ctx, e) }},
+	{name: "Bus.CancelEvent", do: func(c *cell, ctx context.Context, _ tidings.Event) error {
+		_, err := c.bus.CancelEvent(ctx, other, "1")
+		return err
+	}},
+	{name: "Bus.PublishEvent delayed", do: func(c *cell, ctx context.Context, _ tidings.Event) error {
+		return c.bus.PublishEvent(ctx, tidings.NewEvent(tidings.EventFields{Topic: other, NotBefore: time.Now().Add(time.Second)}))
+	}},
 	{name: "Bus.PublishEvent of another", and: "NewEvent", do: func(c *cell, ctx context.Context, _ tidings.Event) error {
 		return c.bus.PublishEvent(ctx, tidings.NewEvent(tidings.EventFields{Topic: other, Payload: 1}))
 	}},
@@ -80,8 +94,12 @@ var calls = []struct {
 		}
 		return nil
 	}},
-	{name: "Debugger.Snapshot", and: "Bus.Debugger", do: func(c *cell, _ context.Context, _ tidings.Event) error {
-		if len(c.bus.Debugger().Snapshot().Topics) == 0 {
+	{name: "Debugger.Snapshot", and: "Bus.Debugger SubscriptionInfo.Active", do: func(c *cell, _ context.Context, _ tidings.Event) error {
+		snap := c.bus.Debugger().Snapshot()
+		for _, s := range snap.Subscriptions {
+			s.Active(0)
+		}
+		if len(snap.Topics) == 0 {
 			c.t.Error("no topics")
 		}
 		return nil
@@ -120,12 +138,13 @@ var calls = []struct {
 		c.keep(s, err)
 		return err
 	}},
-	{name: "Event.ID", do: readEvent, and: "Event.Topic Event.Source Event.Time Event.Duration Event.Err Event.Payload Event.Header Event.Attempt Event.Decode Event.Keep Event.String Event.Instrumented Event.LogValue Event.MarshalJSON Hung.MarshalJSON"},
+	{name: "Event.ID", do: readEvent, and: "Event.Topic Event.Source Event.Time Event.NotBefore Event.Expires Event.Duration Event.Err Event.Payload Event.Header Event.Attempt Event.Decode Event.Keep Event.String Event.Instrumented Event.LogValue Event.MarshalJSON Hung.MarshalJSON"},
 	{name: "Reply", do: func(_ *cell, ctx context.Context, _ tidings.Event) error {
 		_ = tidings.Reply(ctx, 1) // an error where there is no request, or not any more
 		return nil
 	}},
-	{name: "WithTags", and: "Tags Parent Permanent RetryAfter", do: func(c *cell, ctx context.Context, e tidings.Event) error {
+	{name: "WithTags", and: "Tags WithHeaders Headers Parent Permanent RetryAfter", do: func(c *cell, ctx context.Context, e tidings.Event) error {
+		ctx = tidings.WithHeaders(ctx, map[string]string{"a": tidings.Headers(ctx)["traceparent"]})
 		ctx = tidings.WithTags(ctx, map[string]any{"a": tidings.Parent(ctx, e), "b": len(tidings.Tags(ctx))})
 		return tidings.Permanent(tidings.RetryAfter(c.bus.Publish(ctx, other, 1), time.Second))
 	}},
@@ -184,7 +203,7 @@ func (c *cell) request(ctx context.Context, topic string) error {
 }
 
 func readEvent(c *cell, _ context.Context, e tidings.Event) error {
-	_, _, _, _, _ = e.Source(), e.Time(), e.Duration(), e.Payload(), e.Header("x")
+	_, _, _, _, _, _, _ = e.Source(), e.Time(), e.NotBefore(), e.Expires(), e.Duration(), e.Payload(), e.Header("x")
 	data, err := json.Marshal(tidings.Hung{Event: e})
 	if err != nil || e.LogValue().Any() != e.String() || e.Instrumented() != strings.Contains(string(data), "tidingsduration") {
 		c.t.Errorf("in JSON %s, %v", data, err)
@@ -219,7 +238,7 @@ var places = []struct {
 	{"batch handler", anywhere, batchHandler},
 	{"typed handler", anywhere, typedHandler},
 	{"durable handler", attached | remote, func(c *cell) {
-		c.opts.Routes = []tidings.Route{{Pattern: own, Class: tidings.Durable}, {Pattern: ">", Class: tidings.Live}}
+		c.durable()
 		c.subscribe(c.handle, &tidings.SubscribeOptions{Durable: true})
 		c.fire()
 	}},
@@ -291,6 +310,9 @@ var places = []struct {
 	{"request's handler after Reply", here, func(c *cell) { c.answers(nil, false) }},
 	{"request's inline handler before Reply", here, func(c *cell) { c.answers(inline, true) }},
 	{"request's inline handler after Reply", here, func(c *cell) { c.answers(inline, false) }},
+	{"done of PublishAsync", here, doneOfAsync},
+	{"done of PublishAsync of a durable event", attached, func(c *cell) { c.durable(); doneOfAsync(c) }},
+	{"inline handler of PublishAsync", attached, inlineOfAsync},
 	{"Filter", anywhere, func(c *cell) {
 		c.subscribe(nothing, &tidings.SubscribeOptions{Filter: func(string) bool { c.callHere(); return true }})
 		c.fire()

@@ -332,7 +332,7 @@ func (c *cell) end() {
 // exempt are those that have no bus to wait for: they are covered by their own
 // tests.
 var exempt = []string{
-	"Class.String", "Error.Error", "Error.Unwrap", "PanicError.Error", "PanicError.Unwrap",
+	"Class.String", "Error.Error", "Error.Unwrap", "PanicError.Error", "PanicError.Unwrap", "LeftError.Error", "LeftError.Unwrap",
 }
 
 // A new method is in the matrix, or this says that it is not.
@@ -411,4 +411,21 @@ func receiver(fn *ast.FuncDecl) string {
 			return x.Name + "."
 		}
 	}
+}
+
+func (c *cell) durable() {
+	c.opts.Routes = []tidings.Route{{Pattern: own, Class: tidings.Durable}, {Pattern: ">", Class: tidings.Live}}
+}
+
+func doneOfAsync(c *cell) {
+	c.subscribe(nothing, nil)
+	c.arm()
+	_ = c.bus.PublishAsync(placeCtx, own, 1, func(error) { c.call(placeCtx, made) })
+}
+
+func inlineOfAsync(c *cell) {
+	c.durable()
+	c.subscribe(c.handle, inline)
+	c.arm()
+	_ = c.bus.PublishAsync(placeCtx, own, 1, nil)
 }

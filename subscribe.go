@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tidings-go/tidings/internal/goid"
+	"github.com/tidings-go/tidings/internal/mutant"
 	"github.com/tidings-go/tidings/internal/topic"
 )
 
@@ -44,19 +45,31 @@ type Subscription struct {
 	host       *host
 	ran        runs
 
-	ending atomic.Bool
-	left   atomic.Int64 // events that the deadline of a drain dropped
-	done   chan struct{}
-	err    error // read after done
-	counts counters
+	pace pace
+	held *holds // of a durable subscription with a Key, else empty
+
+	ending     atomic.Bool
+	left       atomic.Int64 // events that the deadline of a drain dropped
+	leftMu     sync.Mutex
+	handedBack []Event // while it ended; guarded by leftMu
+	done       chan struct{}
+	err        error // read after done
+	counts     counters
 }
 
 // counters are of what does not happen to most events: the others are counted
 // where that costs nothing, by workers and topics.
 type counters struct {
 	failed, panicked, unhandled, dropped, hung atomic.Uint64
+	dead, undead                               atomic.Uint64 // events given up: dead letters stored, and attempts to that failed
 	inline                                     atomic.Uint64 // calls of an inline handler that its topics do not count
-	latency                                    histogram
+	expired                                    atomic.Uint64 // events that came too late
+	// What is not known of queues and workers about receptions, which a
+	// SubscriptionInfo explains.
+	aside, requeued, redelivered atomic.Uint64 // never put into a queue; put there once more; delivered before
+	gaveUp, returned, acked      atomic.Uint64 // gaveUp: what is not durable
+	expiredSaid                  atomic.Int64  // when that was logged last
+	latency                      histogram
 }
 
 // Subscribe calls h for each event whose topic matches the pattern, from when it
@@ -119,6 +132,9 @@ func (b *Bus) subscribe(ctx context.Context, pattern string, s *Subscription, o 
 }
 
 func (s *Subscription) init(b *Bus, pattern string, o SubscribeOptions) {
+	if o.Durable && mutant.On("key-dropped") {
+		o.Key = nil
+	}
 	s.bus, s.pattern, s.opts, s.done = b, pattern, o, make(chan struct{})
 	s.wild = topic.IsPattern(pattern)
 	s.key = feedKey{group: o.Group, pattern: pattern, durable: o.Durable}
@@ -126,6 +142,7 @@ func (s *Subscription) init(b *Bus, pattern string, o SubscribeOptions) {
 	if s.run == nil {
 		s.run = s.runHandler
 	}
+	s.held = &holds{sub: s}
 	s.handlers, s.cancel = context.WithCancel(context.Background())
 	if o.Inline {
 		return
@@ -145,11 +162,6 @@ func (s *Subscription) init(b *Bus, pattern string, o SubscribeOptions) {
 	}
 	s.plain = s.onlyQueue() != nil && o.Filter == nil
 }
-
-// maxInFlight bounds what a durable subscription holds: enough to keep its
-// workers busy, little enough that others of the group get their share and that
-// not much waits for the death of this process to be noticed.
-func (s *Subscription) maxInFlight() int { return min(s.opts.Queue, 64*s.opts.Workers) }
 
 func (s *Subscription) start() {
 	if s.opts.Inline {
@@ -217,7 +229,11 @@ func (s *Subscription) invoke(ctx context.Context, e Event, f func(context.Conte
 	}
 	start := monotonic()
 	err := protect(func() error { return f(ctx) })
-	s.counts.latency.add(time.Duration(monotonic() - start))
+	took := time.Duration(monotonic() - start)
+	s.counts.latency.add(took)
+	if s.opts.Durable {
+		s.pace.add(took)
+	}
 	if err != nil {
 		s.failed(ctx, e, err)
 	}
@@ -229,6 +245,7 @@ func (s *Subscription) failed(ctx context.Context, e Event, err error) {
 	s.counts.failed.Add(1)
 	if s.opts.Inline {
 		s.counts.unhandled.Add(1)
+		s.counts.gaveUp.Add(1)
 		if s.bus.opts.Strict && !s.watcher {
 			return // it is the publisher's
 		}
@@ -238,12 +255,12 @@ func (s *Subscription) failed(ctx context.Context, e Event, err error) {
 		s.counts.panicked.Add(1)
 	}
 	s.bus.tell(ctx, &Error{Op: "handle", Topic: e.Topic(), Accepted: true,
-		Err: fmt.Errorf("%s: event %s, attempt %d: %w", s, e.ID(), e.Attempt(), err)}, func() {
+		Err: fmt.Errorf("%s: event %s, attempt %d: %w", s, e.ID(), s.attempt(e), err)}, func() {
 		level, msg := slog.LevelError, "tidings: a handler failed"
-		if s.again(err, e.Attempt()) {
+		if s.again(err, s.attempt(e)) {
 			level, msg = slog.LevelWarn, "tidings: a handler failed; it will be called again"
 		}
-		attempt := strconv.Itoa(e.Attempt())
+		attempt := strconv.Itoa(s.attempt(e))
 		if n := s.opts.Retry.Attempts; n > 0 {
 			attempt += " of " + strconv.Itoa(n)
 		}
@@ -258,9 +275,6 @@ func (s *Subscription) again(err error, attempt int) bool {
 	var permanent *permanentError
 	if errors.As(err, &permanent) {
 		return false
-	}
-	if s.opts.Durable && s.opts.Retry.Attempts == 0 {
-		return true
 	}
 	return attempt < s.opts.Retry.Attempts
 }
@@ -296,11 +310,7 @@ func (s *Subscription) onlyQueue() *queue {
 }
 
 func (s *Subscription) keyLane(e Event) *queue {
-	var key string
-	if err := protect(func() error { key = s.opts.Key(e); return nil }); err != nil {
-		s.bus.report(context.Background(), &Error{Op: "key", Topic: e.Topic(), Err: err})
-	}
-	return s.lanes[maphash.String(laneSeed, key)%uint64(len(s.lanes))]
+	return s.lanes[maphash.String(laneSeed, s.keyOf(e))%uint64(len(s.lanes))]
 }
 
 // put hands an event to the queue. The error is for the publisher: the event was
@@ -330,7 +340,8 @@ func (s *Subscription) put(q *queue, ctx context.Context, e *Event) error {
 func (s *Subscription) putLate(e Event) error {
 	switch {
 	case e.r.settle != nil:
-		e.r.settle.Nak(0)
+		s.counts.aside.Add(1)
+		s.handBack(e, 0)
 	case s.bus.state.Load() != stateOpen:
 		e.answered(ErrDraining)
 		return ErrDraining
@@ -354,6 +365,7 @@ func (s *Subscription) putFull(q *queue, ctx context.Context, e Event) error {
 			}
 		}
 	}
+	s.counts.aside.Add(1)
 	s.drop(q, e, "the queue is full: the new event is dropped")
 	if s.opts.Overflow == DropNewest {
 		return nil
@@ -379,7 +391,7 @@ func (s *Subscription) drop(q *queue, e Event, why string) {
 func (s *Subscription) lose(e Event, why string) {
 	e.answered(fmt.Errorf("%w: %s", ErrOverflow, why))
 	if e.r.settle != nil {
-		e.r.settle.Nak(0)
+		s.handBack(e, 0)
 		return
 	}
 	s.counts.dropped.Add(1)

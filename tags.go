@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"strings"
 
 	"github.com/tidings-go/tidings/adapter"
 )
@@ -31,6 +32,36 @@ func Tags(ctx context.Context) map[string]any {
 	tags, _ := ctx.Value(tagsKey{}).(map[string]any)
 	return tags
 }
+
+type headersKey struct{}
+
+// WithHeaders returns a context whose events carry these headers besides those that
+// ctx has already; on equal keys the new ones win. Keys are in lower case, and made
+// so. They are for what others on the way read, and cost more than tags: W3C trace
+// context (traceparent, tracestate, baggage) travels under its own names, which
+// brokers' and other languages' tools know, all else under names of its own. A
+// handler in another process finds them by [Event.Header]; of those of W3C trace
+// context its ctx has them too, so that what it publishes carries on the trace. The
+// map is copied.
+func WithHeaders(ctx context.Context, headers map[string]string) context.Context {
+	all := make(map[string]string, len(headers)+3)
+	maps.Copy(all, Headers(ctx))
+	for k, v := range headers {
+		all[strings.ToLower(k)] = v
+	}
+	return context.WithValue(ctx, headersKey{}, all)
+}
+
+// Headers returns the headers of the context: those of [WithHeaders], or inside a
+// handler the W3C trace context of an event from another process. It is nil without
+// any, and not to be changed.
+func Headers(ctx context.Context) map[string]string {
+	h, _ := ctx.Value(headersKey{}).(map[string]string)
+	return h
+}
+
+// traceHeaders are W3C trace context.
+var traceHeaders = [...]string{"traceparent", "tracestate", "baggage"}
 
 // block is an instrumented block that is running.
 type block struct {
@@ -64,14 +95,21 @@ const (
 
 // header is what ctx adds to the event on the wire.
 func (e Event) header(ctx context.Context) (map[string]string, error) {
-	tags, parent := Tags(ctx), Parent(ctx, e)
+	tags, parent, others := Tags(ctx), Parent(ctx, e), Headers(ctx)
 	if e.r.tags != nil {
 		tags = e.r.tags
 	}
-	if len(tags) == 0 && parent == "" {
+	if len(tags) == 0 && parent == "" && len(others) == 0 {
 		return nil, nil
 	}
-	h := map[string]string{}
+	h := make(map[string]string, len(others)+4)
+	maps.Copy(h, others)
+	// CloudEvents' extension for tracing: where the event began, whatever hops come.
+	for _, k := range traceHeaders[:2] {
+		if v := h[k]; v != "" {
+			h["ce-"+k] = v
+		}
+	}
 	if len(tags) > 0 {
 		data, err := json.Marshal(tags)
 		if err != nil {
@@ -85,14 +123,49 @@ func (e Event) header(ctx context.Context) (map[string]string, error) {
 	return h, nil
 }
 
+// forwarded are the headers of an event that goes on: its own, but for the hop,
+// which is that of ctx if that has one.
+func forwarded(ctx context.Context, own map[string]string) map[string]string {
+	hop := Headers(ctx)
+	if hop["traceparent"] == "" {
+		return own
+	}
+	h := maps.Clone(own)
+	if h == nil {
+		h = map[string]string{}
+	}
+	for _, k := range traceHeaders {
+		delete(h, k)
+		if v := hop[k]; v != "" {
+			h[k] = v
+		}
+	}
+	return h
+}
+
 // withHeader gives ctx back what the publisher's had.
 func withHeader(ctx context.Context, m *adapter.Message) context.Context {
+	if len(m.Header) == 0 {
+		return ctx // most events, and nothing allocated for them
+	}
 	var tags map[string]any
 	if s := m.Header[headerTags]; s != "" && json.Unmarshal([]byte(s), &tags) == nil {
 		ctx = context.WithValue(ctx, tagsKey{}, tags)
 	}
 	if id := m.Header[headerParent]; id != "" {
 		ctx = context.WithValue(ctx, blockKey{}, &block{event: Event{r: &record{id: id}}})
+	}
+	var trace map[string]string
+	for _, k := range traceHeaders {
+		if v := m.Header[k]; v != "" {
+			if trace == nil {
+				trace = make(map[string]string, len(traceHeaders))
+			}
+			trace[k] = v
+		}
+	}
+	if trace != nil {
+		ctx = context.WithValue(ctx, headersKey{}, trace)
 	}
 	return ctx
 }

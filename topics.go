@@ -375,6 +375,9 @@ func (b *Bus) classes(name string) (publish, instr adapter.Class) {
 		case Live:
 			return adapter.Live, adapter.Live
 		case Durable:
+			if r.Ack == AckSpool {
+				return adapter.Spooled, adapter.Spooled
+			}
 			return adapter.Durable, adapter.Durable
 		default:
 			return 0, 0

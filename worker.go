@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -35,6 +36,8 @@ type worker struct {
 
 	// The worker's own.
 	next  int             // of batch
+	whole []item          // what a batch handler has in hand: the batch without what it must not get
+	turn  bool            // it has the turn of suspicious events
 	given context.Context // the publisher's, of the last event: most come with the same, or with Background
 	made  context.Context // the handler's, for that
 	watch watched
@@ -147,6 +150,7 @@ func (w *worker) meet(ctx context.Context) {
 func (w *worker) failed(it *item, err error) {
 	w.sub.failed(w.made, it.event, err)
 	w.sub.counts.unhandled.Add(1)
+	w.sub.counts.gaveUp.Add(1)
 }
 
 // panicked is what is left to do of the simple way through handleSome.
@@ -155,19 +159,24 @@ func (w *worker) panicked(p any) {
 	w.next++
 	w.sub.failed(it.ctx, it.event, &PanicError{Value: p, Stack: debug.Stack()})
 	w.sub.counts.unhandled.Add(1)
+	w.sub.counts.gaveUp.Add(1)
 }
 
 // abandoned settles the event whose handler ended its goroutine.
 func (w *worker) abandoned() {
 	s := w.sub
 	its := w.batch[w.next:]
-	if s.batch == nil {
+	if w.next++; s.batch == nil {
 		its = its[:1]
+	} else {
+		its, w.next = w.whole, len(w.batch)
 	}
-	w.next += len(its)
 	for _, it := range its {
 		s.failed(it.ctx, it.event, errGoexitHandler)
-		s.finished(it, errGoexitHandler, it.event.Attempt())
+		s.finished(it, errGoexitHandler)
+		if s.opts.Key != nil {
+			s.passOn(it.event)
+		}
 	}
 }
 
@@ -189,26 +198,39 @@ func (w *worker) inHand() (waiting int, running bool) {
 
 // handle calls the handler until the event is handled, given up or handed back.
 func (s *Subscription) handle(w *worker, it item) {
+	defer w.endTurn()
 	if s.opts.Durable && it.event.r.settle != nil && mutant.On("ack-before-handler") {
 		it.event.r.settle.Ack(s.settled(it))
 		it.event.r.settle = nil
 	}
+	if s.opts.Key != nil && it.event.r.settle != nil {
+		s.handleInOrder(w, it)
+		return
+	}
+	if s.opts.Durable && (s.missed(it.event) || !s.begin(w, it)) {
+		return
+	}
 	for attempt := it.event.Attempt(); ; attempt++ {
 		err := s.call(it.ctx, it.event.withAttempt(attempt))
 		if it.event.r.settle != nil || err == nil || !s.retryHere(w, err, attempt) {
-			s.finished(it, err, attempt)
+			s.finished(it, err)
 			return
 		}
 	}
 }
 
 // finished tells whoever has to know what became of an event.
-func (s *Subscription) finished(it item, err error, attempt int) {
+func (s *Subscription) finished(it item, err error) {
 	if err != nil {
 		s.counts.unhandled.Add(1)
 	}
-	if it.event.r.settle != nil {
-		s.settleDurable(it, err, attempt)
+	switch {
+	case s.wasCut(it, err):
+		s.handBack(it.event, 0)
+	case it.event.r.settle != nil:
+		s.settleDurable(it, err)
+	case err != nil:
+		s.counts.gaveUp.Add(1)
 	}
 	it.event.answered(err)
 }
@@ -221,8 +243,18 @@ func (w *worker) handleBatch() {
 		return
 	}
 	w.begun.Add(uint64(len(w.batch)))
-	events := make([]Event, len(w.batch))
-	for i, it := range w.batch {
+	defer w.endTurn()
+	batch := w.batch
+	if w.sub.opts.Durable {
+		batch = slices.DeleteFunc(slices.Clone(batch), func(it item) bool { return w.sub.missed(it.event) || !w.sub.begin(w, it) })
+	}
+	if len(batch) == 0 {
+		w.next = len(w.batch)
+		return
+	}
+	w.whole = batch
+	events := make([]Event, len(batch))
+	for i, it := range batch {
 		events[i] = it.event
 	}
 	for attempt := events[0].Attempt(); ; attempt++ {
@@ -230,13 +262,13 @@ func (w *worker) handleBatch() {
 			events[i] = events[i].withAttempt(attempt)
 		}
 		err := w.sub.invoke(w.sub.handlers, events[0], func(ctx context.Context) error { return w.sub.batch(ctx, events) })
-		if w.batch[0].event.r.settle == nil && err != nil && w.sub.retryHere(w, err, attempt) {
+		if batch[0].event.r.settle == nil && err != nil && w.sub.retryHere(w, err, attempt) {
 			continue
 		}
-		for _, it := range w.batch {
-			w.sub.finished(it, err, attempt)
+		for _, it := range batch {
+			w.sub.finished(it, err)
 		}
-		w.next = len(w.batch)
+		w.next, w.whole = len(w.batch), nil
 		return
 	}
 }
@@ -267,25 +299,12 @@ func (s *Subscription) retryDelay(err error, attempt int) time.Duration {
 	return s.opts.Retry.delay(attempt)
 }
 
-// settleDurable tells the store what became of the event.
-func (s *Subscription) settleDurable(it item, err error, attempt int) {
-	switch {
-	case err == nil:
-		it.event.r.settle.Ack(s.settled(it))
-	case !s.again(err, attempt):
-		s.bus.inside(func() {
-			s.bus.opts.Logger.Error("event given up; it stays in the stream but is not delivered to this group again",
-				append(s.logged(), "topic", it.event.Topic(), "id", it.event.ID(), "attempts", attempt, "err", err)...)
-		})
-		it.event.r.settle.Term(err.Error())
-	default:
-		it.event.r.settle.Nak(s.retryDelay(err, attempt))
-	}
-}
-
 // settled returns what is called once the store has confirmed.
 func (s *Subscription) settled(it item) func(error) {
 	return func(err error) {
+		if err == nil {
+			s.counts.acked.Add(1)
+		}
 		s.bus.announce(topicSettled, Settled{Event: it.event, Pattern: s.pattern, Group: s.opts.Group, Err: err})
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 // The rows with a broker start it from this binary.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == serveArg {
+	if len(os.Args) >= 3 && os.Args[1] == serveArg {
 		main()
 		return
 	}

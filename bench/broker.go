@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,10 +18,14 @@ import (
 // are: in one process with its clients it would use their processors and they its.
 const serveArg = "-serve-nats"
 
-// serve runs a server with a file store in dir, with nats-server's own defaults,
-// until stdin ends. It prints its URL.
-func serve(dir string, stdin io.Reader, stdout io.Writer) error {
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: dir, NoSigs: true})
+// syncArg has the server sync each message before it acknowledges it, as the hub does.
+const syncArg = "-sync"
+
+// serve runs a server with a file store in the directory that the first argument names,
+// with nats-server's own defaults but for syncArg, until stdin ends. It prints its URL.
+func serve(args []string, stdin io.Reader, stdout io.Writer) error {
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: args[0], NoSigs: true,
+		SyncAlways: slices.Contains(args, syncArg)})
 	if err != nil {
 		return err
 	}
@@ -43,7 +48,7 @@ type broker struct {
 	stdin io.WriteCloser
 }
 
-func startBroker() (*broker, error) {
+func startBroker(args ...string) (*broker, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -52,7 +57,7 @@ func startBroker() (*broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &broker{dir: dir, cmd: exec.Command(self, serveArg, dir)}
+	b := &broker{dir: dir, cmd: exec.Command(self, append([]string{serveArg, dir}, args...)...)}
 	b.cmd.Stderr = os.Stderr
 	out, err := b.cmd.StdoutPipe()
 	if err == nil {

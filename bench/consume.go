@@ -261,8 +261,13 @@ func inFlight(events int) (string, error) {
 		return m.HeapAlloc
 	}
 	before := heap()
-	release := make(chan struct{})
-	sub, err := s.bus.Subscribe(ctx, name, func(context.Context, tidings.Event) error { <-release; return nil },
+	release, handled := make(chan struct{}), atomic.Int64{}
+	sub, err := s.bus.Subscribe(ctx, name, func(context.Context, tidings.Event) error {
+		if handled.Add(1) > int64(events)/4 { // fast until then: more is prefetched
+			<-release
+		}
+		return nil
+	},
 		&tidings.SubscribeOptions{Durable: true, Group: "held", Queue: 4096, Workers: 64})
 	if err != nil {
 		return "", errors.Join(err, s.close())

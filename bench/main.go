@@ -42,8 +42,8 @@ import (
 )
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == serveArg {
-		if err := serve(os.Args[2], os.Stdin, os.Stdout); err != nil {
+	if len(os.Args) >= 3 && os.Args[1] == serveArg {
+		if err := serve(os.Args[2:], os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintf(os.Stderr, "bench: the broker: %v\n", err)
 			os.Exit(1)
 		}

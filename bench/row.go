@@ -17,6 +17,7 @@ type row struct {
 	effort     *effort       // instead of the run's; nil: the run's
 	candidates []candidate
 	goal       goal
+	median     bool // what counts is the median of the slices, not the fastest
 }
 
 // A goal is what our candidate is to reach; its zero fields ask nothing.
@@ -147,6 +148,9 @@ func (r row) run(e effort) (res result, err error) {
 	}
 	for i, c := range r.candidates {
 		least, median := fastest(samples[i])
+		if r.median {
+			least.ns = median
+		}
 		res.Figures = append(res.Figures, figure{Candidate: c.name, Kind: c.kind, Ns: least.ns, Median: median,
 			Bytes: least.bytes, Allocs: least.allocs, Noisy: rigs[i].noisy})
 	}

@@ -48,6 +48,24 @@ func rows(e effort) []row {
 				candidates: append([]candidate{oursQueued(subs), floorChannel(subs), parcelChannel(subs)}, queuedPeers(subs)...)})
 		}
 	}
+	for i, callers := range []int{1, 4, 16, 64, 256, 1024} {
+		id := "p1" + string(rune('a'+i))
+		all = append(all,
+			row{id: id, name: fmt.Sprintf("durable publish, each synced, %d waiting", callers), cpu: 2, effort: publishEffort(e, callers),
+				goal: goal{floor: []float64{1, 1, 1, 0.5, 1. / 6, 1. / 12}[i]}, candidates: []candidate{ourPublish(true, callers), rawPublish(true, callers)}},
+			row{id: id + "n", name: fmt.Sprintf("durable publish, not synced, %d waiting", callers), cpu: 2, effort: publishEffort(e, callers),
+				candidates: []candidate{ourPublish(false, callers), rawPublish(false, callers)}})
+	}
+	all = append(all,
+		row{id: "p2", name: fmt.Sprintf("durable publish, not synced, window of %d", window), cpu: 2, effort: publishEffort(e, 1000),
+			goal: goal{floor: 1.25}, candidates: []candidate{ourAsync(), rawAsync()}},
+		row{id: "p3", name: "durable publish, synced to the spool, 64 waiting", cpu: 2, effort: publishEffort(e, 1000),
+			goal: goal{floor: 1. / 15}, candidates: []candidate{ourSpooled(64), rawPublish(true, 64)}},
+		row{id: "p4", name: "durable publish, each synced, 64 waiting, and a peer", cpu: 2, effort: publishEffort(e, 64),
+			goal: goal{peer: 1. / 3}, candidates: []candidate{ourPublish(true, 64), rawPublish(true, 64), watermillStored(true, 64)}},
+		row{id: "p4n", name: "durable publish, not synced, 64 waiting, and a peer", cpu: 2, effort: publishEffort(e, 64),
+			candidates: []candidate{ourPublish(false, 64), rawPublish(false, 64), watermillStored(false, 64)}})
+	all = append(all, liveRows(e)...)
 	return append(all,
 		row{id: "7", name: fmt.Sprintf("match among %d wildcards, known topic", e.subs), cpu: 1, goal: goal{floor: same},
 			candidates: []candidate{timedAmong(ours, e.subs), among(floor, 10)}},
@@ -55,6 +73,15 @@ func rows(e effort) []row {
 			watched, typed("the same, not read", beside, 1, publishTyped)}},
 		row{id: "d1", name: "durable consume, 128 B", cpu: 2, effort: &effort{rounds: min(e.rounds, 5), fixed: stored}, goal: goal{floor: 2},
 			candidates: []candidate{oursDurable(stored), rawConsume(stored)}})
+}
+
+// publishEffort has each caller publish at least some.
+func publishEffort(e effort, callers int) *effort {
+	n := max(200, 4*callers)
+	if e.fixed == 0 {
+		n = max(2000, 10*callers)
+	}
+	return &effort{rounds: min(e.rounds, 5), fixed: n}
 }
 
 // atCPU is the rows at one GOMAXPROCS, each once.

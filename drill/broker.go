@@ -18,6 +18,11 @@ type broker struct{ url, monitor string }
 
 // clients counts the connected clients that have subscribed to something.
 func (b broker) clients() int {
+	return b.connected(func(name string) bool { return name != "tidings drill" })
+}
+
+// connected counts those of them with such a name.
+func (b broker) connected(such func(name string) bool) int {
 	c := http.Client{Timeout: time.Second}
 	r, err := c.Get(b.monitor + "/connz?subs=1&limit=1000")
 	if err != nil {
@@ -35,7 +40,7 @@ func (b broker) clients() int {
 	}
 	n := 0
 	for _, c := range z.Connections {
-		if c.Name != "tidings drill" {
+		if c.Subs > 0 && such(c.Name) {
 			n++
 		}
 	}
@@ -83,6 +88,7 @@ func (b broker) state(ctx context.Context, topics []string) (StreamState, EndSta
 		for c := range cons.Info() {
 			end.Pending += c.NumPending
 			end.AckPending += uint64(c.NumAckPending)
+			end.AckWait = max(end.AckWait, ms(c.Config.AckWait))
 		}
 		if err := cons.Err(); err != nil {
 			return s, end, err

@@ -3,6 +3,10 @@ package drill
 import (
 	"encoding/json"
 	"time"
+
+	"github.com/tidings-go/tidings/drill/witness"
+	"github.com/tidings-go/tidings/sdnotify"
+	"github.com/tidings-go/tidings/supervisor"
 )
 
 // Mono is a time on CLOCK_MONOTONIC, as journals have it. Zero means never.
@@ -13,10 +17,19 @@ type Kind string
 
 // The kinds of phases, each with promises of its own.
 const (
-	Steady  Kind = "steady"
-	Deploys Kind = "deploy"
-	Kills   Kind = "kill -9"
-	Outages Kind = "hub restart"
+	Steady   Kind = "steady"
+	Slows    Kind = "slow handler"
+	Deploys  Kind = "deploy"
+	Kills    Kind = "kill -9"
+	Outages  Kind = "hub restart"
+	Absences Kind = "hub away"
+	Crashes  Kind = "deadly event"
+	Cuts     Kind = "cut drain"
+	Masters  Kind = "kill -9 of the master"
+	Deaths   Kind = "kill -9 of a publisher"
+	Fulls    Kind = "full spool"
+	Signals  Kind = "signal"        // its promises are those of one cell, which has the phase's name
+	Between  Kind = "between cells" // masters of the matrix come and go
 )
 
 // A Phase lasts until the next one starts.
@@ -26,12 +39,25 @@ type Phase struct {
 	Start Mono   `json:"start"`
 }
 
+// row is what the phase's row in the table is called.
+func (p Phase) row() Kind {
+	if p.Kind == Signals {
+		return Kind(p.Name)
+	}
+	return p.Kind
+}
+
+// kinds in the order of the table.
+var kinds = []Kind{Steady, Slows, Deploys, Kills, Deaths, Outages, Absences, Fulls, Crashes, Cuts, Masters, Between}
+
 // An Expectation is a subscription that must get every event of a topic once.
 type Expectation struct {
 	Topic   string `json:"topic"`
 	Pattern string `json:"pattern"`
 	Group   string `json:"group"`
 	Durable bool   `json:"durable"`
+	Keyed   bool   `json:"keyed,omitempty"`    // order is per key, not per publisher
+	GivesUp bool   `json:"gives_up,omitempty"` // what is planted to die becomes its dead letter
 }
 
 // A Deploy is one replacement of all workers.
@@ -44,9 +70,54 @@ type Deploy struct {
 	Old      []int  `json:"old"`       // pids of old workers, and of the old master after USR2
 	New      []int  `json:"new"`       // pids of new workers
 	Failure  string `json:"failure,omitempty"`
+	Cut      bool   `json:"cut,omitempty"` // handlers took longer than the drain waited
 }
 
-// A Kill is one kill -9 of a worker.
+// A Release is one run of tidings deploy.
+type Release struct {
+	Name    string              `json:"name"`
+	Start   Mono                `json:"start"` // just before it was started
+	Begun   Mono                `json:"begun"` // when the master had begun the deploy
+	Gone    Mono                `json:"gone"`  // when the last worker that had to go was
+	End     Mono                `json:"end"`   // when the command had ended
+	Want    int                 `json:"want"`  // its exit status must be
+	Exit    int                 `json:"exit"`
+	Old     []int               `json:"old"`               // pids of the workers that served when it was started
+	New     []int               `json:"new"`               // of those that the deploy has started
+	Refuses string              `json:"refuses,omitempty"` // the group whose handlers fail in all of them
+	Receipt *supervisor.Receipt `json:"receipt,omitempty"` // as the command has printed it
+}
+
+// A Start is what one worker was started as, by what its program wrote down itself.
+type Start struct {
+	PID  int    `json:"pid"`
+	Is   string `json:"is"`
+	Want string `json:"want"`
+}
+
+// A Told is the last report of a worker that told its master what it did in all.
+type Told struct {
+	PID    int             `json:"pid"`
+	Report sdnotify.Report `json:"report"`
+}
+
+// A Cell is one signal that was sent to somebody in some state, and what came of
+// it.
+type Cell struct {
+	Name    string   `json:"name"` // as its phase's, if it has one
+	State   string   `json:"state"`
+	Signal  string   `json:"signal"`
+	To      string   `json:"to"`
+	Effect  string   `json:"effect,omitempty"`
+	Wrong   []string `json:"wrong,omitempty"`       // how it differs from what the table of signals promises
+	Missed  string   `json:"missed,omitempty"`      // why it proves nothing
+	Nothing string   `json:"meaningless,omitempty"` // why it was not played
+	Start   Mono     `json:"start,omitempty"`
+	End     Mono     `json:"end,omitempty"`
+	Workers []int    `json:"workers,omitempty"` // that were ready when the signal was sent
+}
+
+// A Kill is one kill -9 of a worker, or the end of one that an event has killed.
 type Kill struct {
 	PID     int  `json:"pid"`
 	Sent    Mono `json:"sent"`
@@ -54,15 +125,61 @@ type Kill struct {
 	InHand  int  `json:"in_hand"` // events it had begun and not ended
 }
 
+// A Death is one kill -9 of a publisher.
+type Death struct {
+	Name    string `json:"name"`
+	PID     int    `json:"pid"`
+	Sent    Mono   `json:"sent"` // or when it was stopped, if it was before
+	Noticed Mono   `json:"noticed"`
+	Open    int    `json:"open"`             // events that it had heard nothing of
+	Stored  uint64 `json:"stored,omitempty"` // events that the hub has stored, and the publisher has not heard of it
+	Left    uint64 `json:"left"`             // events in spools of dead publishers then
+}
+
+// SpoolsEnd is what lay in the publishers' spools when all had ended.
+type SpoolsEnd struct {
+	Left     uint64 `json:"left"`     // events
+	Refused  int    `json:"refused"`  // that no stream took
+	Damaged  int    `json:"damaged"`  // parts that were set aside
+	Possible int    `json:"possible"` // events of which publishers have said that they may be stored twice
+}
+
+// A Span is a time in which no worker was ready.
+type Span struct {
+	From Mono `json:"from"`
+	To   Mono `json:"to"`
+}
+
+// A Letter is one dead letter, as the broker has it.
+type Letter struct {
+	Topic      string `json:"topic"`
+	ID         string `json:"id"`
+	Pattern    string `json:"pattern"`
+	Group      string `json:"group"`
+	Reason     string `json:"reason"`
+	Attempts   int    `json:"attempts"`
+	Deliveries int    `json:"deliveries"`
+}
+
+// A Redrive gives the events of all dead letters to their groups again, after
+// what killed them was mended.
+type Redrive struct {
+	At   Mono     `json:"at"`   // just before
+	Done int      `json:"done"` // events that were given again
+	Left []Letter `json:"left"` // dead letters once everything was handled
+}
+
 // An Outage is one stop and restart of the hub.
 type Outage struct {
-	Down   Mono        `json:"down"`   // just before the signal to stop was sent
-	Gone   Mono        `json:"gone"`   // when its process had exited
-	Up     Mono        `json:"up"`     // when it answered again
-	Back   Mono        `json:"back"`   // when every client was seen connected again
-	Before int         `json:"before"` // client connections before
-	Closed int         `json:"closed"` // client connections the hub said it closed
-	After  int         `json:"after"`  // client connections once all were back
+	PID    int         `json:"pid"`
+	Killed bool        `json:"killed,omitempty"` // with -9: it has closed nothing
+	Down   Mono        `json:"down"`             // just before the signal to stop was sent
+	Gone   Mono        `json:"gone"`             // when its process had exited
+	Up     Mono        `json:"up"`               // when it answered again
+	Back   Mono        `json:"back"`             // when every client was seen connected again
+	Before int         `json:"before"`           // client connections before
+	Closed int         `json:"closed"`           // client connections the hub said it closed
+	After  int         `json:"after"`            // client connections once all were back
 	Old    StreamState `json:"old"`
 	New    StreamState `json:"new"`
 }
@@ -94,6 +211,7 @@ type EndState struct {
 	Pending    uint64 `json:"pending"`     // stored and not delivered, over all consumers
 	AckPending uint64 `json:"ack_pending"` // delivered and not acknowledged
 	Stored     uint64 `json:"stored"`      // messages the streams ever stored for the expected topics
+	AckWait    ms     `json:"ack_wait_ms"` // the longest of all consumers
 }
 
 // Evidence is what was done to the processes and seen of them, apart from their
@@ -109,7 +227,22 @@ type Evidence struct {
 	End     *EndState     `json:"end"`
 	Finish  Mono          `json:"finish"` // when publishing ended
 
+	Crashes  []Kill     `json:"crashes,omitempty"`
+	Seed     uint64     `json:"seed,omitempty"` // of the random instants
+	Deaths   []Death    `json:"deaths,omitempty"`
+	Spools   *SpoolsEnd `json:"spools,omitempty"`
+	Away     []Span     `json:"away,omitempty"`
+	Cells    []*Cell    `json:"cells,omitempty"`
+	CutOff   []Kill     `json:"cut_off,omitempty"` // workers that a cell's signal has ended with events in their hands, as it may
+	Letters  []Letter   `json:"letters"`           // before the redrive
+	Reports  []Told     `json:"reports,omitempty"`
+	Releases []Release  `json:"releases,omitempty"`
+	Starts   []Start    `json:"starts,omitempty"`
+	Redrive  *Redrive   `json:"redrive,omitempty"`
+
 	WantDeploys, WantKills, WantOutages int
+	WantReleases, WantDeaths            int
+	WantFates                           []witness.Fate // each must have been met
 	// Broken and Void are findings of whoever ran the processes: a fault that could
 	// not be injected, a process that would not start.
 	Broken, Void []string
@@ -120,9 +253,16 @@ type Limits struct {
 	InFlight     int           // events that leaving workers must have begun after they were asked to go
 	PerWorker    int           // events each generation must have handled
 	Accepted     float64       // share of the scheduled events that must have been accepted
+	Begins       int           // times that an event may begin to kill its process, before it is given up
 	Slack        time.Duration // how long before a fault was seen it may have begun to matter
 	MaxDelay     map[Kind]time.Duration
-	Redeliveries map[Kind]int // budget per fault
+	Redeliveries map[Kind]int  // budget per fault
+	PerCell      int           // events that must have met a cell
+	Unsaved      time.Duration // how long before a kill -9 of the hub an acknowledgement may be that it has forgotten
+	Unflushed    time.Duration // how long before a kill -9 of its publisher a live event may be that went with it
+	Spooled      int           // events that must have been accepted while there was no hub
+	Refused      int           // events that must have been refused by full spools
+	CutOff       int           // live events that one process that was cut off may take along
 }
 
 // DefaultLimits are those of `tidings drill`.
@@ -131,10 +271,19 @@ func DefaultLimits() Limits {
 		InFlight:  5,
 		PerWorker: 100,
 		Accepted:  0.9,
+		Begins:    20, // its deliveries count from one again when a consumer is reset
 		Slack:     50 * time.Millisecond,
 		// Far above what is usual, far below the broker's default ack wait of 30 s.
-		MaxDelay:     map[Kind]time.Duration{Steady: 3 * time.Second, Deploys: 3 * time.Second, Kills: 10 * time.Second, Outages: 15 * time.Second},
-		Redeliveries: map[Kind]int{Kills: 500, Outages: 1000},
+		MaxDelay: map[Kind]time.Duration{Steady: 3 * time.Second, Deploys: 3 * time.Second, Kills: 10 * time.Second, Outages: 15 * time.Second,
+			Slows: 30 * time.Second, Crashes: 25 * time.Second, Cuts: 30 * time.Second, Signals: 3 * time.Second, Between: 3 * time.Second,
+			Masters: 15 * time.Second, Deaths: 10 * time.Second, Absences: 15 * time.Second, Fulls: 15 * time.Second},
+		Redeliveries: map[Kind]int{Kills: 500, Outages: 1000, Crashes: 500, Cuts: 500, Signals: 500},
+		PerCell:      10,
+		Unsaved:      time.Second, // ten times what was measured
+		Unflushed:    500 * time.Millisecond,
+		Spooled:      50,
+		Refused:      20,
+		CutOff:       500,
 	}
 }
 

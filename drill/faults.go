@@ -29,7 +29,9 @@ func (d *drill) deployUSR2() error { return d.reexec(func([]int) error { return 
 
 // deployBusy does the same, and asks the old ones to go when events wait in their
 // queues: a drain that does not wait for them shows.
-func (d *drill) deployBusy() error { return d.reexec(d.crowd) }
+func (d *drill) deployBusy() error {
+	return d.reexec(func(old []int) error { return d.crowd(old, 4, 5*time.Second) })
+}
 
 func (d *drill) reexec(moment func(old []int) error) error {
 	old, generation := d.m.current, d.m.ready
@@ -76,12 +78,12 @@ func (d *drill) finish(dep *Deploy, generation int) error {
 	return err
 }
 
-// crowd waits until each of the workers has a handler at work and more live events
-// than that wait. If no such moment comes, the verdict will not find enough in
-// flight.
-func (d *drill) crowd(pids []int) error {
+// crowd waits until each of the workers has a handler at work and several times as
+// many live events wait. If no such moment comes within the limit, the verdict will
+// not find enough in flight.
+func (d *drill) crowd(pids []int, times int, limit time.Duration) error {
 	var failed error
-	err := d.poll(time.Millisecond, 5*time.Second, func() bool {
+	err := d.poll(time.Millisecond, limit, func() bool {
 		var led *Ledger
 		if led, failed = d.reader.Poll(); failed != nil {
 			return true
@@ -91,7 +93,7 @@ func (d *drill) crowd(pids []int) error {
 				return false
 			}
 		}
-		return d.waiting(led) >= 4*len(pids)
+		return d.waiting(led) >= times*len(pids)
 	})
 	if errors.Is(err, errVain) {
 		err = nil
@@ -195,7 +197,15 @@ func (d *drill) kill() error {
 	if len(live) == 0 {
 		return fmt.Errorf("there is no worker to kill")
 	}
-	k := Kill{PID: live[0]}
+	if err := d.killWorker(live[0]); err != nil {
+		return err
+	}
+	return d.until(patience, func() bool { return len(d.m.live(0)) >= d.sc.workers })
+}
+
+// killWorker does not wait for another one in its place.
+func (d *drill) killWorker(pid int) error {
+	k := Kill{PID: pid}
 	if err := d.catch(k.PID); err != nil {
 		return err
 	}
@@ -210,39 +220,56 @@ func (d *drill) kill() error {
 		d.ev.Void = append(d.ev.Void, fmt.Sprintf("the kill -9 of pid %d met no handler at work", k.PID))
 	}
 	d.ev.Kills = append(d.ev.Kills, k)
-	if err = errors.Join(err, failed); err != nil {
-		return err
-	}
-	return d.until(patience, func() bool { return len(d.m.live(0)) >= workers })
+	return errors.Join(err, failed)
 }
 
 // restartHub stops the hub, starts it on the same directory, and waits until all
 // clients are back.
 func (d *drill) restartHub() error {
-	o := Outage{Before: d.hub.clients()}
+	o, err := d.stopHub(syscall.SIGTERM)
+	if err != nil {
+		return err
+	}
+	if err := d.hubUp(o); err != nil {
+		return err
+	}
+	return d.hubBack(o)
+}
+
+// stopHub ends the hub by a signal.
+func (d *drill) stopHub(sig syscall.Signal) (*Outage, error) {
+	p := d.hubs
+	o := &Outage{PID: p.pid(), Killed: sig == syscall.SIGKILL, Before: d.hub.clients()}
 	var err error
 	if o.Old, _, err = d.hub.state(d.ctx, d.topics()); err != nil {
-		return err
+		return nil, err
 	}
-	before := d.hubs
 	o.Down = witness.Now()
-	if err := before.stop(syscall.SIGTERM, patience); err != nil {
-		return err
+	if err := p.stop(sig, patience); err != nil {
+		return nil, err
 	}
-	o.Gone = before.exit.At
-	s, _ := before.says("stopped clients ")
+	o.Gone = p.exit.At
+	s, _ := p.says("stopped clients ")
 	o.Closed, _ = strconv.Atoi(s)
-	if err := d.startHub("hub-again"); err != nil {
-		return err
-	}
+	return o, nil
+}
+
+// hubUp starts the hub on the directory that it had.
+func (d *drill) hubUp(o *Outage) error {
+	err := d.startHub(fmt.Sprintf("hub-again-%d", len(d.ev.Outages)+1))
 	o.Up = witness.Now()
-	err = d.until(patience, func() bool { o.After = d.hub.clients(); return o.After >= o.Before })
+	return err
+}
+
+// hubBack waits until all clients are back.
+func (d *drill) hubBack(o *Outage) error {
+	err := d.until(patience, func() bool { o.After = d.hub.clients(); return o.After >= o.Before })
 	if err == nil {
 		o.Back = witness.Now() + DefaultLimits().Slack
 	}
 	if o.New, _, err = d.hub.state(d.ctx, d.topics()); err != nil {
 		return err
 	}
-	d.ev.Outages = append(d.ev.Outages, o)
+	d.ev.Outages = append(d.ev.Outages, *o)
 	return nil
 }

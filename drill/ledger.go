@@ -30,8 +30,9 @@ type Reporter struct {
 	Closed     bool     // the last line is there, with the right total
 	Flaws      []string // missing numbers, lines that cannot be read
 
-	lines uint64 // the number of the last line read
-	last  time.Duration
+	lines  uint64 // the number of the last line read
+	opened time.Duration
+	last   time.Duration
 }
 
 // An Entry is one line of a journal.
@@ -40,6 +41,9 @@ type Entry struct {
 	Kind                witness.Kind
 	Topic, ID           string
 	Pattern, Group, Err string
+	Key                 string
+	Fate                witness.Fate
+	Left                string
 	Attempt             int
 	Scheduled           time.Duration
 }
@@ -162,7 +166,7 @@ func (r *Reporter) take(l witness.Line) (err error) {
 	f := l.Fields
 	switch l.Kind {
 	case witness.Header:
-		r.Role, r.App, r.Generation, r.Slot = f[0], f[2], f[3], f[4]
+		r.Role, r.App, r.Generation, r.Slot, r.opened = f[0], f[2], f[3], f[4], l.At
 		r.PID, err = strconv.Atoi(f[1])
 		return err
 	case witness.Closed:
@@ -174,6 +178,13 @@ func (r *Reporter) take(l witness.Line) (err error) {
 	}
 	e := Entry{At: l.At, Kind: l.Kind, Topic: f[0], ID: f[1]}
 	switch l.Kind {
+	case witness.Plan:
+		e.Key, e.Fate = f[2], witness.Fate(f[3])
+		if e.Fate != "" && !e.Fate.Known() {
+			return fmt.Errorf("no such fate: %q", f[3])
+		}
+	case witness.Left:
+		e.Left = f[2]
 	case witness.Intent:
 		ns, err := strconv.ParseInt(f[2], 10, 64)
 		if err != nil {

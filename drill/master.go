@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -24,14 +25,18 @@ type masters struct {
 	ready   int // newest generation that was announced ready
 	workers map[int]*workerState
 	all     []int // pids of all masters
+	own     []int // those of them that the drill has started, and waits for elsewhere
 	quits   []Quit
 	exits   []Exit
+	reports []Told
+	orphans bool // a master has died, and its workers are ours to wait for
 	problem string
 }
 
 type workerState struct {
-	pid, generation, master int
-	ready, gone             Mono
+	pid, slot, generation, master int
+	ready, asked, gone            Mono // asked: to go, or killed
+	exit                          Exit
 }
 
 func (m *masters) poll() error {
@@ -70,29 +75,54 @@ func (m *masters) take(e supervisor.Event) {
 		m.current = e.Master
 		m.all = append(m.all, e.Master)
 	case supervisor.EventWorkerStarted:
-		m.workers[e.PID] = &workerState{pid: e.PID, generation: e.Generation, master: e.Master}
+		m.workers[e.PID] = &workerState{pid: e.PID, slot: *e.Slot, generation: e.Generation, master: e.Master}
 	case supervisor.EventWorkerReady:
 		w.ready = at
 	case supervisor.EventWorkerQuitSent:
 		m.quits = append(m.quits, Quit{PID: e.PID, At: at})
+		w.leave(at)
+	case supervisor.EventWorkerKillSent:
+		w.leave(at)
 	case supervisor.EventWorkerExited:
-		w.gone = at
-		x := Exit{PID: e.PID, At: at, Signal: e.Signal}
-		if e.ExitCode != nil {
-			x.Code = *e.ExitCode
+		w.gone, w.exit = at, exitIn(e)
+		m.exits = append(m.exits, w.exit)
+		if e.Report != nil && e.Report.Final {
+			m.reports = append(m.reports, Told{e.PID, *e.Report})
 		}
-		m.exits = append(m.exits, x)
 	case supervisor.EventGenerationReady:
 		m.ready = max(m.ready, e.Generation)
-	case supervisor.EventRollFailed, supervisor.EventReexecDied, supervisor.EventReexecRefused:
+	case supervisor.EventReexecDied:
+		m.exits = append(m.exits, exitIn(e))
+		m.problem = e.Event
+	case supervisor.EventRollFailed, supervisor.EventReexecRefused:
 		m.problem = e.Event + " " + e.Reason
 	}
 }
 
-// reap sees the end of masters that became ours when the one before them ended.
+func (w *workerState) leave(at Mono) {
+	if w.asked == 0 {
+		w.asked = at
+	}
+}
+
+func exitIn(e supervisor.Event) Exit {
+	x := Exit{PID: e.PID, At: Mono(e.MonoNS), Signal: e.Signal}
+	if e.ExitCode != nil {
+		x.Code = *e.ExitCode
+	}
+	return x
+}
+
+// reap sees the end of masters that became ours when the one before them ended, and
+// of workers whose master has died.
 func (m *masters) reap() error {
-	for _, pid := range m.all[min(1, len(m.all)):] {
-		if m.gone(pid) {
+	for _, w := range m.workers {
+		if m.orphans && w.gone == 0 {
+			m.reapOrphan(w)
+		}
+	}
+	for _, pid := range m.all {
+		if slices.Contains(m.own, pid) || m.gone(pid) {
 			continue
 		}
 		var ws unix.WaitStatus
@@ -106,6 +136,22 @@ func (m *masters) reap() error {
 		m.exits = append(m.exits, x)
 	}
 	return nil
+}
+
+// reapOrphan does nothing about a worker whose master lives, and waits for it.
+func (m *masters) reapOrphan(w *workerState) {
+	var ws unix.WaitStatus
+	x := Exit{PID: w.pid, At: witness.Now()}
+	switch got, err := unix.Wait4(w.pid, &ws, unix.WNOHANG, nil); {
+	case err == nil && got == w.pid:
+		if x.Code = ws.ExitStatus(); ws.Signaled() {
+			x.Signal = ws.Signal().String()
+		}
+	case runtime.GOOS == "linux" || unix.Kill(w.pid, 0) == nil:
+		return
+	}
+	w.gone, w.exit = x.At, x
+	m.exits = append(m.exits, x)
 }
 
 func (m *masters) gone(pid int) bool {

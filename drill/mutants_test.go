@@ -19,7 +19,7 @@ import (
 	"github.com/tidings-go/tidings/supervisor"
 )
 
-var mutants = flag.Bool("mutants", false, "drill binaries with planted defects: two minutes")
+var mutants = flag.Bool("mutants", false, "drill binaries with planted defects: six minutes")
 
 // A drill that finds nothing proves something only if it would have found what is
 // wrong. Each of these is a defect that real applications have had. Run it with
@@ -27,18 +27,43 @@ var mutants = flag.Bool("mutants", false, "drill binaries with planted defects: 
 //	go test ./drill -run Mutants -mutants
 func TestMutants(t *testing.T) {
 	if !*mutants {
-		t.Skip("takes two minutes: run with -mutants")
+		t.Skip("takes six minutes: run with -mutants")
 	}
 	bin := buildCLI(t, "-tags", "mutants")
-	for _, m := range []struct{ name, promise, rule string }{
-		{"no-flush-after-sub", "live, deploy", drill.RuleLost},
-		{"ack-before-handler", "durable, kill -9", drill.RuleUnfinished},
-		{"drain-not-waited", "live, deploy", drill.RuleLost},
-		{"ready-before-bind", "live, deploy", drill.RuleLost},
-		{"stop-before-ready", "live, deploy", drill.RuleLost},
+	cells := func(names string) []string { return []string{"--signals", "--cells=^(" + names + ")$"} }
+	outage := []string{"--scenario=outage", "--for=6s"}
+	failing := []string{"--scenario=sole", "--for=6s"} // the shortest in which handlers fail
+	for _, m := range []struct {
+		name, promise, rule string
+		args                []string
+	}{
+		{"no-flush-after-sub", "live, deploy", drill.RuleLost, nil},
+		{"ack-before-handler", "durable, steady", drill.RuleEarlyAck, failing},
+		{"drain-not-waited", "live, deploy", drill.RuleLost, nil},
+		{"ready-before-bind", "live, deploy", drill.RuleLost, nil},
+		{"stop-before-ready", "live, deploy", drill.RuleLost, nil},
+		{"queue-not-drained", "live, deploy", drill.RuleLost, nil},
+		{"upgrade-stops-old-first", "live, running: USR2", drill.RuleLost, cells("running: USR2")},
+		{"burst-loses-kinds", "signals do what the table says", drill.RuleEffect, cells("running: a burst of USR1, TTIN, HUP, USR2")},
+		{"nak-as-term", "durable, steady", drill.RuleNotRetried, failing},
+		{"key-dropped", "order per key", drill.RuleHeld, failing},
+		{"term-without-letter", "dead letters = what was planted", drill.RuleNoLetter, failing},
+		{"receipt-miscounts", "counts of receipts = the ledger's", drill.RuleCounts, []string{"--scenario=release", "--for=6s"}},
+		{"spool-trimmed-early", "durable, hub away", drill.RuleLost, outage},
+		{"refill-reordered", "order per publisher", drill.RuleOrder, outage},
+		{"batch-duplicate-taken", "durable, hub restart", drill.RuleLost, outage},
+		{"doubt-not-looked-up", "durable, hub away", drill.RuleDoubled, outage},
+		{"no-heartbeat", "durable, slow handler", drill.RuleRedelivered, []string{"--scenario=slow", "--for=6s"}},
 	} {
 		t.Run(m.name, func(t *testing.T) {
-			v, code := drilled(t, bin, "--mutant", m.name)
+			tries := 1
+			if slices.Equal(m.args, outage) {
+				tries = 3 // a kill at a random instant may meet nothing
+			}
+			v, code := drilled(t, bin, append(m.args, "--mutant", m.name)...)
+			for ; code == 0 && tries > 1; tries-- {
+				v, code = drilled(t, bin, append(m.args, "--mutant", m.name)...)
+			}
 			if code != 1 || v.Result != drill.Broken {
 				t.Errorf("exit status %d and %s, want 1 and %s", code, v.Result, drill.Broken)
 			}
@@ -50,31 +75,44 @@ func TestMutants(t *testing.T) {
 			if found[m.promise+": "+m.rule] == 0 {
 				t.Errorf("nobody says that %q is broken by %q", m.promise, m.rule)
 			}
-			if m.name == "stop-before-ready" {
+			switch m.name {
+			case "stop-before-ready":
 				checkGapIsNamed(t, v)
+			case "queue-not-drained":
+				// Unlike drain-not-waited it ends well, as far as anybody is told.
+				if n := found[m.promise+": "+m.rule]; n != len(v.Violations) {
+					t.Errorf("%d of %d violations are of %s", n, len(v.Violations), m.promise)
+				}
 			}
 		})
 	}
-	t.Run("none", func(t *testing.T) {
-		if v, code := drilled(t, bin); code != 0 || v.Result != drill.Kept {
-			t.Errorf("exit status %d and %s without a defect, want 0 and %s: %v, void: %v", code, v.Result, drill.Kept, v.Violations, v.Void)
-		}
-	})
+	for name, args := range map[string][]string{"none": nil, "none, signals": cells("running: (USR2|a burst of USR1.*)"), "none, outage": outage} {
+		t.Run(name, func(t *testing.T) {
+			if v, code := drilled(t, bin, args...); code != 0 || v.Result != drill.Kept {
+				t.Errorf("exit status %d and %s without a defect, want 0 and %s: %v, void: %v", code, v.Result, drill.Kept, v.Violations, v.Void)
+			}
+		})
+	}
 }
 
 // drilled runs a drill as short as is still valid.
 func drilled(t *testing.T, bin string, args ...string) (drill.Verdict, int) {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "run")
-	cmd := exec.Command(bin, append([]string{"drill", "--short", "--json", "--for=18s", "--dir=" + dir}, args...)...)
-	var out, errs strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
-	var v drill.Verdict
-	if bad := json.Unmarshal([]byte(out.String()), &v); bad != nil {
-		t.Fatalf("no verdict: %v: %v\n%s", err, bad, errs.String())
+	for try := 1; ; try++ {
+		dir := filepath.Join(t.TempDir(), "run")
+		cmd := exec.Command(bin, append([]string{"drill", "--short", "--json", "--for=18s", "--dir=" + dir}, args...)...)
+		var out, errs strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &errs
+		err := cmd.Run()
+		var v drill.Verdict
+		if bad := json.Unmarshal([]byte(out.String()), &v); bad != nil {
+			t.Fatalf("no verdict: %v: %v\n%s", err, bad, errs.String())
+		}
+		if code := cmd.ProcessState.ExitCode(); code != 2 || try == voidTries {
+			return v, code
+		}
+		t.Logf("it proves nothing: %v", v.Void)
 	}
-	return v, cmd.ProcessState.ExitCode()
 }
 
 // checkGapIsNamed: the verdict must name the live events that were published while

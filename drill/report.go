@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -25,24 +26,31 @@ func (v *Verdict) WriteText(w io.Writer) error {
 			fmt.Fprintf(w, "… and %d more in verdict.json\n", len(v.Violations)-shown)
 			break
 		}
-		fmt.Fprintf(w, "at %.3f s: %s: %s: %s %s: %s\n", time.Duration(x.At).Seconds(), x.Promise, x.Rule, x.Topic, x.ID, x.Text)
+		about := x.Rule
+		if x.Topic != "" {
+			about += ": " + x.Topic + " " + x.ID
+		}
+		fmt.Fprintf(w, "at %.3f s: %s: %s: %s\n", time.Duration(x.At).Seconds(), x.Promise, about, x.Text)
 	}
 	for _, s := range v.Void {
 		fmt.Fprintln(w, "void:", s)
 	}
 	for _, p := range v.Publishers {
-		fmt.Fprintf(w, "%s on %s: %d sent, %d accepted, %d refused, %d in doubt; behind schedule p50 %v, p99 %v, max %v\n",
-			p.Name, p.Topic, p.Sent, p.Accepted, p.Refused, p.InDoubt, round(p.Late50), round(p.Late99), round(p.LateMax))
+		fmt.Fprintf(w, "%s on %s: %d sent, %d accepted, %d refused, %d in doubt, %d spooled; behind schedule p50 %v, p99 %v, max %v\n",
+			p.Name, p.Topic, p.Sent, p.Accepted, p.Refused, p.InDoubt, p.Spooled, round(p.Late50), round(p.Late99), round(p.LateMax))
 	}
 	fmt.Fprintln(w)
+	if err := v.writeCells(w); err != nil {
+		return err
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "promise\tsent\taccepted\tin doubt\thandled\tlost\tdoubled\tredelivered\tforgiven\tgap\tdelay\t")
+	fmt.Fprintln(t, "promise\t\tsent\taccepted\tin doubt\trefused\tspooled\thandled\tlost\tdoubled\tretried\tredelivered\tforgiven\tgap\tdelay")
 	for _, r := range v.Rows {
-		if !r.counts {
+		if !r.counts || r.cell {
 			continue
 		}
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%v\t%v\t%s\n", r.Promise, r.Sent, r.Accepted, r.InDoubt, r.Handled,
-			r.Lost, r.Doubled, r.Redelivered, r.Forgiven, round(r.Gap), round(r.Delay), r.Result)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%v\t%v\n", r.Promise, r.Result, r.Sent, r.Accepted, r.InDoubt, r.Refused, r.Spooled, r.Handled,
+			r.Lost, r.Doubled, r.Retried, r.Redelivered, r.Forgiven, round(r.Gap), round(r.Delay))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -50,11 +58,14 @@ func (v *Verdict) WriteText(w io.Writer) error {
 	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, r := range v.Rows {
 		if !r.counts {
-			fmt.Fprintf(t, "%s\t%s\t%s\n", r.Promise, r.Note, r.Result)
+			fmt.Fprintf(t, "%s\t%s\t%s\n", r.Promise, r.Result, r.Note)
 		}
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if v.Evidence != nil && v.Evidence.Seed != 0 {
+		fmt.Fprintf(w, "its random instants again: --seed=%d\n", v.Evidence.Seed)
 	}
 	if v.Dir != "" {
 		fmt.Fprintf(w, "journals and logs: %s\n", v.Dir)
@@ -63,4 +74,46 @@ func (v *Verdict) WriteText(w io.Writer) error {
 	return err
 }
 
-func round(d ms) time.Duration { return time.Duration(d).Round(100 * time.Microsecond) }
+// writeCells writes the matrix of signals, live and durable events together.
+func (v *Verdict) writeCells(w io.Writer) error {
+	if v.Evidence == nil || len(v.Evidence.Cells) == 0 {
+		return nil
+	}
+	rows := map[string][]*Row{}
+	for _, r := range v.Rows {
+		if r.cell {
+			_, name, _ := strings.Cut(r.Promise, ", ")
+			rows[name] = append(rows[name], r)
+		}
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "state\tsignal\tto\t\tsent\thandled\tlost\tdoubled\tredelivered\tforgiven\teffect")
+	for _, c := range v.Evidence.Cells {
+		if c.Nothing != "" {
+			fmt.Fprintf(t, "%s\t%s\t%s\t-\t\t\t\t\t\t\tmeaningless: %s\n", c.State, c.Signal, c.To, c.Nothing)
+			continue
+		}
+		var all Row
+		result := "ok"
+		for _, r := range rows[c.Name] {
+			all.Sent, all.Handled, all.Lost = all.Sent+r.Sent, all.Handled+r.Handled, all.Lost+r.Lost
+			all.Doubled, all.Redelivered, all.Forgiven = all.Doubled+r.Doubled, all.Redelivered+r.Redelivered, all.Forgiven+r.Forgiven
+			if r.Result != "ok" && result != string(Broken) {
+				result = r.Result
+			}
+		}
+		effect := c.Effect
+		switch {
+		case len(c.Wrong) > 0:
+			result, effect = string(Broken), strings.Join(c.Wrong, "; ")
+		case c.Missed != "":
+			result, effect = "void", c.Missed
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", c.State, c.Signal, c.To, result,
+			all.Sent, all.Handled, all.Lost, all.Doubled, all.Redelivered, all.Forgiven, effect)
+	}
+	fmt.Fprintln(t)
+	return t.Flush()
+}
+
+func round(d ms) time.Duration { return time.Duration(d).Round(time.Millisecond) }

@@ -35,6 +35,7 @@ func (j *judge) judgeEvents() {
 type stream struct {
 	rep              *Reporter
 	topic, publisher string
+	key              string // of keyed ones
 	pattern, group   string
 }
 
@@ -47,7 +48,7 @@ func (j *judge) lastBegun() map[stream]int {
 			continue
 		}
 		for _, h := range hs {
-			s := stream{h.rep, k.topic, publisher, k.pattern, k.group}
+			s := stream{h.rep, k.topic, publisher, "", k.pattern, k.group}
 			if seen, ok := last[s]; !ok || n > seen {
 				last[s] = n
 			}
@@ -87,6 +88,11 @@ func (d *delivery) count() {
 			r.Accepted++
 		case witness.Doubt:
 			r.InDoubt++
+		case witness.Refuse:
+			r.Refused++
+		}
+		if d.spooled(d.p) {
+			r.Spooled++
 		}
 		if d.handled() {
 			r.Handled++
@@ -125,7 +131,7 @@ func (d *delivery) judgeRefused() {
 
 // missing says how an accepted event was not handled, if it was not.
 func (d *delivery) missing() (rule, text string, missing bool) {
-	if d.p.state != witness.Accept || d.handled() {
+	if d.p.state != witness.Accept || d.handled() || d.dies() {
 		return "", "", false
 	}
 	if len(d.hs) == 0 {
@@ -135,12 +141,21 @@ func (d *delivery) missing() (rule, text string, missing bool) {
 	if h.end == 0 {
 		return RuleUnfinished, "begun and never ended by " + h.rep.name(), true
 	}
+	if d.x.Durable {
+		return RuleNotRetried, fmt.Sprintf("the handler in %s failed, and the event did not come again: %s", h.rep.name(), h.failed), true
+	}
 	return RuleFailed, fmt.Sprintf("the handler in %s failed: %s", h.rep.name(), h.failed), true
 }
 
+func (d *delivery) fate() witness.Fate { return d.fateOf(d.p.eventKey) }
+
+// dies: its end is a dead letter, which other rules look for.
+func (d *delivery) dies() bool { return d.x.GivesUp && d.fate().Dies() }
+
 func (d *delivery) judgeLive() {
 	if rule, text, missing := d.missing(); missing {
-		if d.forgivenByKill() || d.forgivenByOutage() {
+		d.losses = append(d.losses, loss{d.p.intent, d.forgivenByKill()})
+		if d.forgivenByKill() || d.forgivenByDeath() || d.forgivenByOutage() || d.nobodyThere() {
 			d.row.Forgiven++
 		} else {
 			d.lost(rule, "%s", text)
@@ -162,7 +177,7 @@ func (d *delivery) judgeUnfinished() {
 	for i, h := range d.hs {
 		_, dead := d.killed[h.rep]
 		named := missing && i == len(d.hs)-1 // as a loss
-		if h.end == 0 && !dead && !named {
+		if h.end == 0 && !dead && !named && !d.named(h.rep) {
 			d.violate(d.rowAt(d.x.Durable, h.begin), h.begin, h, RuleUnfinished, "begun and never ended by %s; it is not lost, yet the drain has failed", h.rep.name())
 		}
 	}
@@ -172,6 +187,10 @@ func (d *delivery) judgeUnfinished() {
 // which it happened.
 func (d *delivery) doubled(h, before *handling) {
 	row := d.rowAt(d.x.Durable, h.begin)
+	if d.x.Durable && (d.resent(d.p) || d.announced(d.p.eventKey)) {
+		row.Redelivered++
+		return
+	}
 	row.Doubled++
 	d.violate(row, h.begin, h, RuleDoubled, "begun by %s %v after %s had begun it", h.rep.name(), (h.begin - before.begin).Round(time.Microsecond), before.rep.name())
 }
@@ -189,12 +208,21 @@ func (d *delivery) forgivenByKill() bool {
 		return true
 	}
 	for r, k := range d.killed {
-		n, any := d.last[stream{r, d.p.topic, d.p.publisher, d.x.Pattern, d.x.Group}]
-		if any && d.p.n > n && d.p.done <= k.Noticed+d.lim.Slack {
+		if d.p.done > k.Noticed+d.lim.Slack {
+			continue
+		}
+		n, any := d.last[stream{r, d.p.topic, d.p.publisher, "", d.x.Pattern, d.x.Group}]
+		if any && d.p.n > n || !any && d.p.done >= r.opened && d.subscribes(r) {
 			return true
 		}
 	}
 	return false
+}
+
+// subscribes: a process of r's program has begun something of the subscription, so
+// r, which has died too soon to begin anything of this publisher, was in it too.
+func (d *delivery) subscribes(r *Reporter) bool {
+	return d.programs[program{r.App, d.x.Topic, d.x.Pattern, d.x.Group}]
 }
 
 // forgivenByOutage: the event was published between the stop of the hub and the
@@ -211,6 +239,16 @@ func (d *delivery) forgivenByOutage() bool {
 	return false
 }
 
+// nobodyThere: the event was published while no worker was ready.
+func (d *delivery) nobodyThere() bool {
+	return len(d.hs) == 0 && slices.ContainsFunc(d.ev.Away, func(s Span) bool {
+		return d.p.done >= s.From-d.lim.Slack && d.p.intent <= s.To+d.lim.Slack
+	})
+}
+
+// named: the receipt of a process's drain names the event.
+func (d *delivery) named(r *Reporter) bool { return d.left[r][d.p.eventKey] != nil }
+
 func (d *delivery) judgeDurable() {
 	if rule, text, missing := d.missing(); missing {
 		d.lost(rule, "%s", text)
@@ -220,6 +258,8 @@ func (d *delivery) judgeDurable() {
 			d.violate(d.rowAt(true, h.begin), h.begin, h, RuleEarlyAck, "the broker had confirmed the acknowledgement before the handler in %s had ended", h.rep.name())
 		}
 		switch {
+		case d.dies() && d.redriven(h):
+			h.double = true // other rules count it
 		case i > 0:
 			d.judgeAgain(i)
 		case h.attempt > 1:
@@ -233,8 +273,8 @@ func (d *delivery) judgeAgain(i int) {
 	h, before := d.hs[i], d.hs[i-1]
 	h.double = true
 	row := d.rowAt(true, h.begin)
-	if before.failed != "" {
-		row.Redelivered++ // a retry
+	if before.failed != "" && (d.fate().Fails() || d.refused(before)) {
+		row.Retried++
 		return
 	}
 	for _, b := range d.hs[:i] {
@@ -244,8 +284,15 @@ func (d *delivery) judgeAgain(i int) {
 		}
 	}
 	switch {
+	case d.named(before.rep):
+		h.back = true
+		d.row2(Cuts, row).Redelivered++
 	case d.diedWith(before, h):
-		d.row2(Kills, row).Redelivered++
+		d.row2(d.deathKind(before.rep), row).Redelivered++
+	case before.failed != "" && !d.leaving(before):
+		d.violate(row, before.begin, before, RuleFailed, "the handler in %s failed, and nothing was planted for it: %s", before.rep.name(), before.failed)
+	case before.failed != "":
+		d.violate(d.receipts, h.begin, h, RuleReceipt, "cut off in %s, whose receipt does not name it, and begun again by %s", before.rep.name(), h.rep.name())
 	case d.unacknowledged(before, h):
 		d.row2(Outages, row).Redelivered++
 	default:
@@ -261,6 +308,14 @@ func (d *delivery) row2(kind Kind, otherwise *Row) *Row {
 	return otherwise
 }
 
+// refused: the handler was one of a version that fails with every event of the
+// group, and was taken back for that.
+func (d *delivery) refused(h *handling) bool {
+	return slices.ContainsFunc(d.ev.Releases, func(r Release) bool {
+		return r.Exit == exitRolledBack && r.Refuses == d.x.Group && r.Refuses != "" && slices.Contains(r.New, h.rep.PID)
+	})
+}
+
 // diedWith: before was in the hands of a process that was killed, without an
 // acknowledgement on record, and h came afterwards.
 func (d *delivery) diedWith(before, h *handling) bool {
@@ -268,11 +323,16 @@ func (d *delivery) diedWith(before, h *handling) bool {
 	return dead && before.ack == 0 && h.begin > k.Sent
 }
 
+// leaving: the handler ended after its process had been asked to go.
+func (d *delivery) leaving(h *handling) bool {
+	return slices.ContainsFunc(d.ev.Quits, func(q Quit) bool { return q.PID == h.rep.PID && q.At <= h.end })
+}
+
 // unacknowledged: before's acknowledgement was not on record when the hub was
 // stopped, and h came after that.
 func (d *delivery) unacknowledged(before, h *handling) bool {
 	for _, o := range d.ev.Outages {
-		if before.begin < o.Back && h.begin > o.Down && (before.ack == 0 || before.ack > o.Down) {
+		if d.inHands(before, o) && h.begin > o.Down && (before.ack == 0 || before.ack > d.forgotten(o)) {
 			return true
 		}
 	}
@@ -284,9 +344,16 @@ func (d *delivery) unacknowledged(before, h *handling) bool {
 func (d *delivery) judgeAttempt(h *handling) {
 	h.late = true
 	row := d.rowAt(true, h.begin)
-	for _, k := range d.ev.Kills {
+	for r, k := range d.killed {
 		if d.p.intent <= k.Noticed+d.lim.Slack && h.begin > k.Sent {
-			d.row2(Kills, row).Redelivered++
+			d.row2(d.deathKind(r), row).Redelivered++
+			return
+		}
+	}
+	for r := range d.left {
+		if d.named(r) && r != h.rep {
+			h.back = true
+			d.row2(Cuts, row).Redelivered++
 			return
 		}
 	}
@@ -307,6 +374,9 @@ func (d *delivery) judgeDelay() {
 	// What a dead process had begun was not handled: only the delivery that came
 	// to an end counts, or an ack wait of half a minute would pass for prompt.
 	h := d.hs[0]
+	if d.dies() {
+		return // its end is its letter
+	}
 	if i := slices.IndexFunc(d.hs, func(h *handling) bool { return h.end != 0 }); i >= 0 {
 		h = d.hs[i]
 	}
@@ -320,10 +390,24 @@ func (d *delivery) judgeDelay() {
 // maxDelay is the bound for an event on its way at that time: the largest of the
 // phases that it met.
 func (j *judge) maxDelay(from, to Mono) time.Duration {
-	bound := j.lim.MaxDelay[j.kindAt(from)]
+	bound := j.lim.MaxDelay[j.phaseAt(from).Kind]
 	for _, p := range j.ev.Phases {
 		if p.Start > from && p.Start <= to {
 			bound = max(bound, j.lim.MaxDelay[p.Kind])
+		}
+	}
+	for _, o := range j.ev.Outages {
+		if from <= o.Back && to >= o.Down {
+			bound += o.Up - o.Down
+		}
+	}
+	// What a process had that was cut off comes again after the ack wait; it may come
+	// to another one that is.
+	if j.ev.End != nil {
+		for _, k := range j.ev.CutOff {
+			if from <= k.Noticed+j.lim.Slack && to >= k.Sent {
+				bound += time.Duration(j.ev.End.AckWait)
+			}
 		}
 	}
 	return bound

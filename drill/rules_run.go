@@ -3,6 +3,7 @@ package drill
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tidings-go/tidings/drill/witness"
@@ -59,18 +60,22 @@ func (j *judge) judgePlace(r *Reporter, e Entry, h *handling, highest map[stream
 	if !ok || h.double || h.late {
 		return
 	}
-	s := stream{r, e.Topic, publisher, e.Pattern, e.Group}
+	s := stream{r, e.Topic, publisher, "", e.Pattern, e.Group}
+	row := j.order
+	if j.keyed(e) {
+		s.key, row = j.keyOf(e), j.keys
+	}
 	last, any := highest[s]
 	if !any || n > last {
 		highest[s] = n
 		return
 	}
 	if j.reordered(e) {
-		j.order.Redelivered++
-		j.order.Note = fmt.Sprintf("%d came again to another process after the hub's restart", j.order.Redelivered)
+		row.Redelivered++
+		row.Note = fmt.Sprintf("%d came again to another process after the hub's restart", row.Redelivered)
 		return
 	}
-	j.broken(j.order, e.At, Violation{Rule: RuleOrder, Topic: e.Topic, ID: e.ID, Pattern: e.Pattern, Group: e.Group, PID: r.PID,
+	j.broken(row, e.At, Violation{Rule: RuleOrder, Topic: e.Topic, ID: e.ID, Pattern: e.Pattern, Group: e.Group, PID: r.PID,
 		Text: fmt.Sprintf("begun after %s in %s", witness.ID(publisher, last), r.name())})
 }
 
@@ -118,7 +123,7 @@ func (j *judge) judgeGaps() {
 }
 
 func (j *judge) judgeBudgets() {
-	for kind, n := range map[Kind]int{Kills: len(j.ev.Kills), Outages: len(j.ev.Outages)} {
+	for kind, n := range map[Kind]int{Kills: len(j.ev.Kills), Outages: len(j.ev.Outages), Crashes: len(j.ev.Crashes), Cuts: len(j.left)} {
 		row := j.row(true, kind)
 		if budget := n * j.lim.Redeliveries[kind]; row != j.evidence && row.Redelivered > budget {
 			j.broken(row, 0, Violation{Rule: RuleBudget, Text: fmt.Sprintf("%d redeliveries; the budget is %d", row.Redelivered, budget)})
@@ -133,7 +138,8 @@ func (j *judge) judgeLedger() {
 		for _, f := range r.Flaws {
 			j.broken(j.ledger, 0, Violation{Rule: RuleLedger, PID: r.PID, Text: r.File + ": " + f})
 		}
-		if _, dead := j.killed[r]; !r.Closed && !dead {
+		_, dead := j.killed[r]
+		if _, died := j.dead[r]; !r.Closed && !dead && !died {
 			j.broken(j.ledger, r.last, Violation{Rule: RuleLedger, PID: r.PID, Text: r.File + ": not closed, and its process was not killed by the drill"})
 		}
 	}
@@ -159,13 +165,19 @@ func (j *judge) judgeEnd() {
 		wrong("%d delivered events were never acknowledged", e.AckPending)
 	}
 	var accepted, doubt uint64
+	if s := j.ev.Spools; s != nil {
+		doubt = uint64(s.Possible)
+	}
 	for _, p := range j.sorted {
-		if !slices.ContainsFunc(j.ev.Expect, func(x Expectation) bool { return x.Durable && x.Topic == p.topic }) {
+		if !j.durable(p.topic) {
 			continue
 		}
 		switch p.state {
 		case witness.Accept:
 			accepted++
+			if j.resent(p) {
+				doubt++
+			}
 		case witness.Doubt:
 			doubt++
 		}
@@ -188,6 +200,8 @@ func (j *judge) judgeEvidence() {
 		{j.ev.WantDeploys, len(j.ev.Deploys), "deploys"},
 		{j.ev.WantKills, len(j.ev.Kills), "kills"},
 		{j.ev.WantOutages, len(j.ev.Outages), "restarts of the hub"},
+		{j.ev.WantDeaths, len(j.ev.Deaths), "kills of publishers"},
+		{j.ev.WantReleases, len(j.ev.Releases), "runs of tidings deploy"},
 	} {
 		if plan.is < plan.want {
 			j.void("%d %s were planned, %d happened", plan.want, plan.what, plan.is)
@@ -199,9 +213,15 @@ func (j *judge) judgeEvidence() {
 	for _, k := range j.ev.Kills {
 		j.judgeKill(k)
 	}
+	for _, k := range j.ev.Crashes {
+		if e, gone := j.exit(k.PID); !gone || e.Code != witness.DeadlyStatus {
+			j.void("it is not known that a deadly event has ended pid %d", k.PID)
+		}
+	}
 	for _, o := range j.ev.Outages {
 		j.judgeOutage(o)
 	}
+	j.judgeFates()
 	j.judgeInFlight()
 	for _, x := range j.ev.Expect {
 		n := 0
@@ -264,6 +284,8 @@ func (j *judge) judgeDeploy(i int, d Deploy) {
 		e, gone := j.exit(pid)
 		if !gone {
 			j.broken(j.evidence, d.Start, Violation{Rule: RuleProcess, PID: pid, Text: fmt.Sprintf("%s: old process %d was not seen to exit", d.Name, pid)})
+		} else if d.Cut && e.Code == 1 && len(j.left[j.reps[pid]]) > 0 {
+			continue // it says so when it leaves something behind
 		} else if e.Code != 0 || e.Signal != "" {
 			j.broken(j.evidence, e.At, Violation{Rule: RuleProcess, PID: pid, Text: fmt.Sprintf("%s: old process %d ended with status %d %s", d.Name, pid, e.Code, e.Signal)})
 		}
@@ -288,7 +310,12 @@ func (j *judge) judgeKill(k Kill) {
 }
 
 func (j *judge) judgeOutage(o Outage) {
-	if o.Before == 0 || o.Closed == 0 || o.Gone == 0 {
+	met := o.Before > 0 && o.Gone != 0 && o.Closed > 0
+	if o.Killed {
+		e, gone := j.exit(o.PID)
+		met = o.Before > 0 && gone && e.Signal == "killed"
+	}
+	if !met {
 		for _, durable := range []bool{false, true} {
 			j.row(durable, Outages).void = true
 		}
@@ -334,8 +361,28 @@ func (j *judge) judgeInFlight() {
 		}
 		j.void("only %d events were in flight when workers were asked to go; it proves nothing below %d", j.v.InFlight, j.lim.InFlight)
 	}
-	j.evidence.Note = fmt.Sprintf("%d deploys (%d events in flight), %d kills, %d restarts of the hub",
-		len(j.ev.Deploys), j.v.InFlight, len(j.ev.Kills), len(j.ev.Outages))
+	j.evidence.Note = j.done()
+}
+
+// done says what was done to the processes.
+func (j *judge) done() string {
+	var notes []string
+	note := func(n int, format string, args ...any) {
+		if n > 0 {
+			notes = append(notes, fmt.Sprintf(format, append([]any{n}, args...)...))
+		}
+	}
+	note(len(j.ev.Deploys), "%d deploys (%d events in flight)", j.v.InFlight)
+	note(len(j.ev.Kills), "%d kills%s", j.firstAgain())
+	note(len(j.ev.Deaths), "%d kills%s", j.died())
+	note(len(j.ev.Outages), "%d restarts of the hub")
+	note(len(j.ev.Crashes), "%d processes killed by an event")
+	var away time.Duration
+	for _, s := range j.ev.Away {
+		away += s.To - s.From
+	}
+	note(len(j.ev.Away), "%d times no worker (%v in all)", away.Round(time.Millisecond))
+	return strings.Join(notes, ", ")
 }
 
 // A Publisher is how one publisher kept to its open-loop schedule on one topic.
@@ -346,6 +393,7 @@ type Publisher struct {
 	Accepted int    `json:"accepted"`
 	Refused  int    `json:"refused"`
 	InDoubt  int    `json:"in_doubt"`
+	Spooled  int    `json:"spooled"`     // accepted while there was no hub
 	Late50   ms     `json:"late_p50_ms"` // behind the schedule, when it was published
 	Late99   ms     `json:"late_p99_ms"`
 	LateMax  ms     `json:"late_max_ms"`
@@ -356,6 +404,7 @@ type Publisher struct {
 func (j *judge) judgePublishers() {
 	type key struct{ name, topic string }
 	late := map[key][]time.Duration{}
+	full := map[key]int{} // refused with a full spool
 	stats := map[key]*Publisher{}
 	last := map[key]*publication{}
 	var keys []key
@@ -373,8 +422,14 @@ func (j *judge) judgePublishers() {
 			s.Accepted++
 		case witness.Refuse:
 			s.Refused++
+			if j.phaseAt(p.intent).Kind == Fulls {
+				full[k]++
+			}
 		case witness.Doubt:
 			s.InDoubt++
+		}
+		if j.spooled(p) {
+			s.Spooled++
 		}
 		late[k] = append(late[k], max(0, p.intent-p.scheduled))
 		last[k] = p
@@ -384,11 +439,15 @@ func (j *judge) judgePublishers() {
 		slices.Sort(l)
 		s.Late50, s.Late99, s.LateMax = ms(l[len(l)/2]), ms(l[len(l)*99/100]), ms(l[len(l)-1])
 		j.v.Publishers = append(j.v.Publishers, *s)
-		if share := float64(s.Accepted) / float64(s.Sent); share < j.lim.Accepted {
+		if share := float64(s.Accepted+full[k]) / float64(s.Sent); share < j.lim.Accepted {
 			j.void("only %.0f %% of what %s published on %s was accepted", 100*share, s.Name, s.Topic)
 		}
-		if behind := j.ev.Finish - last[k].scheduled; behind > 2*time.Second {
-			j.void("%s was %v behind its schedule on %s at the end: it was blocked", s.Name, behind.Round(time.Millisecond), s.Topic)
+		end := j.ev.Finish
+		if x, dead := j.dead[last[k].rep]; dead {
+			end = x.Sent
+		}
+		if behind := end - last[k].scheduled; behind > 2*time.Second {
+			j.void("%s was %v behind its schedule on %s at its end: it was blocked", s.Name, behind.Round(time.Millisecond), s.Topic)
 		}
 		if n := last[k].n; n != s.Sent {
 			j.void("%s skipped %d events of its schedule on %s", s.Name, n-s.Sent, s.Topic)

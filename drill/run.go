@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -27,23 +28,30 @@ type Config struct {
 	For      time.Duration
 	Deploys  int
 	Mutant   string
+	Scenario string // one of Scenarios; the first if empty
+	Short    bool   // plays some cells of the matrix of signals; no long absence of the hub
+	Seed     uint64 // of the random instants; one is drawn if it is 0
+	Cells    string // a regular expression for the names of cells to play, instead
 	Progress io.Writer
 
 	Hub    []string // gets --dir, --listen, --monitor
 	Master []string // gets -n, --events, --pid-file, --, and Worker
 	Worker []string
-	Shop   []string // gets --name and --rate
-	Expect []Expectation
+	Deploy []string // gets --pid-file, --probation, --max-errors and --json
+	Shop   []string // gets --name, --rate and --plant
+	// Refusable is the group whose handlers fail when Worker gets --refuse.
+	Refusable string
+	Expect    []Expectation
 }
 
 const (
-	workers    = 2
 	publishers = 2
 	patience   = 30 * time.Second // with one step of a scenario
 )
 
 type drill struct {
 	Config
+	sc     Scenario
 	ctx    context.Context
 	ev     Evidence
 	reader *Reader
@@ -52,15 +60,25 @@ type drill struct {
 	hub    broker
 	procs  []*proc
 	hubs   *proc
-	shops  []*proc
+	shops  []*shop
+	rng    *rand.Rand
+	proxy  *proxy // of the first publisher, in scenarios with spools
+	tmp    string // the masters' temporary folder; "": the usual one
 	phase  string
 	said   time.Time
+
+	lineages int      // of the matrix, ever
+	previous *lineage // serves until the next one does
 }
 
 // Run drills the given commands and judges the result. It leaves no process
 // behind, however it ends; Dir stays, and holds the verdict too. An interrupt
 // tears everything down in order, a second one kills it.
 func Run(ctx context.Context, cfg Config) (*Verdict, error) {
+	sc, err := scenarioOf(cfg.Scenario)
+	if err != nil {
+		return nil, err
+	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	dir, err := makeDir(cfg.Dir)
@@ -69,10 +87,14 @@ func Run(ctx context.Context, cfg Config) (*Verdict, error) {
 	}
 	cfg.Dir = dir
 	adoptOrphans()
-	d := &drill{Config: cfg, ctx: ctx, reader: NewReader(dir), led: &Ledger{}}
+	d := &drill{Config: cfg, sc: sc, ctx: ctx, reader: NewReader(dir), led: &Ledger{}}
 	d.m = masters{file: filepath.Join(dir, "master.events"), workers: map[int]*workerState{}}
-	d.ev.Expect, d.ev.WantDeploys, d.ev.WantKills, d.ev.WantOutages = cfg.Expect, cfg.Deploys, 1, 1
-	err = d.scenario()
+	d.sow()
+	d.ev.Expect, d.ev.WantFates, d.ev.WantKills, d.ev.WantOutages = cfg.Expect, sc.fates, sc.kills, sc.outages
+	if sc.rate > 0 {
+		d.Rate = min(d.Rate, sc.rate)
+	}
+	err = sc.run(d)
 	impatient := d.killOnSecondInterrupt()
 	down := d.tearDown()
 	impatient.StopAndWait()
@@ -106,7 +128,7 @@ func (d *drill) verdict() (*Verdict, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.ev.Quits, d.ev.Exits = d.m.quits, d.m.exits
+	d.ev.Quits, d.ev.Exits, d.ev.Reports = d.m.quits, d.m.exits, d.m.reports
 	for _, p := range d.procs {
 		if p.exited() {
 			d.ev.Exits = append(d.ev.Exits, p.exit)
@@ -128,6 +150,7 @@ func (d *drill) scenario() error {
 		return err
 	}
 	steps := []func() error{d.deployUSR2, d.kill, d.deployHUP, d.restartHub, d.deployBusy}
+	d.ev.WantDeploys = d.Deploys
 	names := []string{"deploy 1", "kill -9", "deploy 2", "hub restart", "deploy 3"}
 	kinds := []Kind{Deploys, Kills, Deploys, Outages, Deploys}
 	each := d.For / time.Duration(len(steps)+1)
@@ -216,49 +239,107 @@ func (d *drill) look() error {
 		return err
 	}
 	d.led = led
-	sent, handled := 0, 0
-	for _, r := range led.Reporters {
-		for _, e := range r.Entries {
-			switch e.Kind {
-			case witness.Accept:
-				sent++
-			case witness.End:
-				handled++
-			}
-		}
-	}
-	fmt.Fprintf(d.Progress, "%-12s accepted %6d  handled %6d  lag %4d  workers %v\n", d.phase, sent, handled, max(sent-handled, 0), d.m.live(0))
+	p := d.progress(led)
+	fmt.Fprintf(d.Progress, "%-12s accepted %6d  handled %6d  lag %4d  workers %v\n", d.phase, p.accepted, p.handled, max(p.due-p.handled, 0), d.m.live(0))
 	return nil
 }
 
+// progress counts what was accepted, how often it is to be handled, and how often
+// it was.
+type progress struct{ accepted, due, handled int }
+
+func (d *drill) progress(led *Ledger) (p progress) {
+	groups, givesUp := map[string]int{}, map[string]int{}
+	for _, x := range d.Expect {
+		groups[x.Topic]++
+		if x.GivesUp {
+			givesUp[x.Topic]++
+		}
+	}
+	for _, r := range led.Reporters {
+		for _, e := range r.Entries {
+			switch {
+			case e.Kind == witness.Accept:
+				p.accepted++
+				p.due += groups[e.Topic]
+			case e.Kind == witness.Plan && e.Fate.Dies() && d.ev.Redrive == nil:
+				p.due -= givesUp[e.Topic]
+			case e.Kind == witness.End && e.Err == "":
+				p.handled++
+			}
+		}
+	}
+	return p
+}
+
 func (d *drill) start() error {
+	return d.startWith(d.sc.master, slices.Concat(d.Worker, d.sc.worker))
+}
+
+// startWith starts hub, master and publishers, and waits for the workers.
+func (d *drill) startWith(flags, worker []string) error {
 	d.phase = "start"
 	if err := d.startHub("hub"); err != nil {
 		return err
 	}
-	env := []string{"TIDINGS_URL=" + d.hub.url, witness.EnvDir + "=" + d.Dir, "TIDINGS_ROUTES="}
-	argv := slices.Concat(d.Master, []string{"-n", strconv.Itoa(workers), "--events", d.m.file, "--pid-file", filepath.Join(d.Dir, "master.pid"), "--"}, d.Worker)
-	if _, err := d.launch("master", append(env, "TIDINGS_MUTANT="+d.Mutant), argv); err != nil {
+	p, err := d.startMaster("master", d.sc.workers, flags, worker)
+	if err != nil {
 		return err
 	}
-	if err := d.until(patience, func() bool { return d.m.ready > 0 || d.procs[1].exited() }); err != nil {
+	if err := d.until(patience, func() bool { return d.m.ready > 0 || p.exited() }); err != nil {
 		return err
 	}
-	if d.procs[1].exited() {
-		return d.procs[1].died()
+	if p.exited() {
+		return p.died()
 	}
-	if _, ok := d.procs[1].says("WARNING: this process runs with the defect " + d.Mutant); d.Mutant != "" && !ok {
-		return fmt.Errorf("there is no defect %q in this binary: build it with -tags mutants", d.Mutant)
+	return d.startShops()
+}
+
+// env is what masters and publishers find in their environment.
+func (d *drill) env() []string {
+	return []string{d.urlIn(d.hub.url), witness.EnvDir + "=" + d.Dir, "TIDINGS_ROUTES="}
+}
+
+func (d *drill) urlIn(url string) string {
+	if d.sc.spool {
+		url += "&duplicates=" + window.String()
 	}
-	for i := range publishers {
-		name := fmt.Sprintf("shop-%d", i+1)
-		p, err := d.launch(name, env, append(slices.Clone(d.Shop), "--name", name, "--rate", strconv.Itoa(d.Rate/publishers)))
-		if err != nil {
-			return err
-		}
-		d.shops = append(d.shops, p)
+	return "TIDINGS_URL=" + url
+}
+
+// pidFile is that of a master that startMaster has started.
+func (d *drill) pidFile(name string) string { return filepath.Join(d.Dir, name+".pid") }
+
+func (d *drill) startMaster(name string, workers int, flags, worker []string) (*proc, error) {
+	argv := slices.Concat(d.Master, []string{"-n", strconv.Itoa(workers), "--events", d.m.file, "--pid-file", d.pidFile(name)}, flags, []string{"--"}, worker)
+	return d.executeMaster(name, argv)
+}
+
+// executeMaster starts a master whose output is in files of that name.
+func (d *drill) executeMaster(name string, argv []string) (*proc, error) {
+	env := append(d.env(), "TIDINGS_MUTANT="+d.Mutant)
+	if d.tmp != "" {
+		env = append(env, "TMPDIR="+d.tmp)
 	}
-	return d.until(patience, func() bool { return d.hub.clients() >= workers+publishers })
+	p, err := d.launch(name, env, argv)
+	if err != nil {
+		return nil, err
+	}
+	d.m.own = append(d.m.own, p.pid())
+	if d.Mutant == "" {
+		return p, nil
+	}
+	warned := func() bool {
+		_, ok := p.says("WARNING: this process runs with the defect " + d.Mutant)
+		return ok
+	}
+	if err := d.until(patience, func() bool { return warned() || slices.Contains(d.m.all, p.pid()) || p.exited() }); err != nil {
+		return nil, err
+	}
+	if !warned() {
+		return nil, fmt.Errorf("there is no defect %q in this binary: build it with -tags mutants", d.Mutant)
+	}
+	return p, nil
 }
 
 func (d *drill) launch(name string, env, argv []string) (*proc, error) {
@@ -294,7 +375,7 @@ func (d *drill) topics() (out []string) {
 }
 
 // coolDown stops the publishers, waits until nothing moves any more, and takes
-// down what the broker holds.
+// down what the broker holds; then it redrives what was given up.
 func (d *drill) coolDown() error {
 	d.phase = "cool-down"
 	d.ev.Finish = witness.Now()
@@ -302,14 +383,25 @@ func (d *drill) coolDown() error {
 	for _, p := range d.shops {
 		errs = append(errs, p.stop(syscall.SIGTERM, patience))
 	}
-	err := d.until(patience, func() bool {
+	err := d.settled()
+	if err == nil {
+		err = d.redrive()
+	}
+	if d.sc.spool {
+		errs = append(errs, d.noteSpools())
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// settled waits until the broker has nothing left to deliver.
+func (d *drill) settled() error {
+	return d.until(patience, func() bool {
 		_, end, err := d.hub.state(d.ctx, d.topics())
 		if err == nil {
 			d.ev.End = &end
 		}
 		return err == nil && end.Pending == 0 && end.AckPending == 0
 	})
-	return errors.Join(append(errs, err)...)
 }
 
 // tearDown ends what runs: publishers, master, hub; then whatever the master's
@@ -332,6 +424,7 @@ func (d *drill) tearDown() error {
 		errs = append(errs, fmt.Errorf("pid %d had to be killed at the end", pid))
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
+	d.proxy.close()
 	for _, p := range slices.Backward(d.procs) {
 		errs = append(errs, p.stop(syscall.SIGTERM, 10*time.Second))
 	}

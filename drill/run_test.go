@@ -96,17 +96,40 @@ func hubAddr(t *testing.T, dir string) string {
 	return ""
 }
 
+// proven runs a drill, and again if it proves nothing: the machine may be too busy with
+// other tests.
+func proven(t *testing.T, run func(*exec.Cmd) error, bin string, args ...string) (dir string, err error) {
+	t.Helper()
+	for range voidTries {
+		cmd, at, clean := command(t, bin, args...)
+		dir, err = at, run(cmd)
+		clean()
+		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 2 {
+			break
+		}
+		t.Logf("it proves nothing: %s", dir)
+	}
+	return dir, err
+}
+
+// voidTries is how often a drill may prove nothing.
+const voidTries = 3
+
 func TestDrillOnRealProcesses(t *testing.T) {
 	if testing.Short() {
 		t.Skip("half a minute")
 	}
-	t.Parallel()
+	// Not beside the scenarios: together they are more than two cores can do, and a
+	// publisher that is late proves nothing. Other packages' tests run beside it: so
+	// not at the full rate either.
 	bin := buildCLI(t)
-	cmd, dir, clean := command(t, bin, "--short", "--json")
 	var out, errs strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
-	clean()
+	dir, err := proven(t, func(cmd *exec.Cmd) error {
+		out.Reset()
+		errs.Reset()
+		cmd.Stdout, cmd.Stderr = &out, &errs
+		return cmd.Run()
+	}, bin, "--short", "--json", "--rate=500")
 	if err != nil || !strings.Contains(out.String(), `"result": "KEPT"`) {
 		t.Fatalf("%v\n%s\n%s", err, out.String(), errs.String())
 	}
@@ -120,6 +143,35 @@ func TestDrillOnRealProcesses(t *testing.T) {
 	led, err := drill.ReadLedger(dir)
 	if err != nil || len(led.Reporters) < 11 { // 2 publishers, 4 generations of 2, 1 after the kill
 		t.Errorf("%d journals, %v; want 11", len(led.Reporters), err)
+	}
+}
+
+// The scenarios besides the default one, side by side: they leave the machine some
+// time.
+func TestScenarios(t *testing.T) {
+	if testing.Short() {
+		t.Skip("half a minute")
+	}
+	bin := buildCLI(t)
+	for _, s := range drill.Scenarios()[1:] {
+		t.Run(s.Name, func(t *testing.T) {
+			t.Parallel()
+			args := []string{"--scenario=" + s.Name, "--for=6s"}
+			if s.Name == "signals" { // all of them take minutes
+				args = append(args, "--cells=^(running: HUP|upgraded: QUIT to the old master|draining: TERM|crash loop: USR2)$")
+			}
+			var out []byte
+			dir, err := proven(t, func(cmd *exec.Cmd) (err error) {
+				out, err = cmd.CombinedOutput()
+				return err
+			}, bin, args...)
+			if err != nil || !strings.Contains(string(out), "\nKEPT\n") {
+				t.Errorf("%v\n%s", err, out)
+			}
+			if b, err := os.ReadFile(filepath.Join(dir, "verdict.json")); err != nil || !strings.Contains(string(b), `"result": "KEPT"`) {
+				t.Errorf("the file says otherwise: %v", err)
+			}
+		})
 	}
 }
 

@@ -48,9 +48,12 @@ type Row struct {
 	Sent        int    `json:"sent"`
 	Accepted    int    `json:"accepted"`
 	InDoubt     int    `json:"in_doubt"`
+	Refused     int    `json:"refused"`
+	Spooled     int    `json:"spooled"` // accepted while there was no hub
 	Handled     int    `json:"handled"`
 	Lost        int    `json:"lost"`
 	Doubled     int    `json:"doubled"`
+	Retried     int    `json:"retried"`     // called again after the handler had failed
 	Redelivered int    `json:"redelivered"` // delivered again for a reason that the promise names
 	Forgiven    int    `json:"forgiven"`    // lost where nothing is promised
 	Gap         ms     `json:"longest_gap_ms"`
@@ -60,6 +63,7 @@ type Row struct {
 	Note        string `json:"note,omitempty"`
 
 	counts bool // has figures
+	cell   bool // of a matrix, which is a table of its own
 	void   bool
 }
 
@@ -86,6 +90,15 @@ const (
 	RuleBudget      = "redelivery budget"
 	RuleEarlyAck    = "acknowledged before handled"
 	RuleLate        = "late"
+	RuleNotRetried  = "failed, not retried"
+	RuleNoLetter    = "poison without a dead letter"
+	RuleLetter      = "dead letter"
+	RuleRedrive     = "redriven"
+	RuleHeld        = "passed a failing event of its key"
+	RuleReceipt     = "receipt"
+	RuleCounts      = "counts"
+	RuleGap         = "longest gap"
+	RuleDeploy      = "deploy"
 	RuleRefused     = "refused, yet delivered"
 	RuleUnknown     = "never published"
 	RuleUnexpected  = "unexpected subscription"
@@ -94,6 +107,7 @@ const (
 	RuleEnd         = "end state"
 	RuleProcess     = "process"
 	RuleStream      = "stream"
+	RuleEffect      = "effect of a signal"
 )
 
 // lookahead attributes an event to the fault that met it on its way.
@@ -128,9 +142,13 @@ type handling struct {
 	double          bool // found to be one of several
 	early           bool // its process had an acknowledgement on record before it began
 	late            bool // a redelivery that took the place of a first delivery
+	back            bool // redelivered because a receipt named it
 }
 
 func (h *handling) ok() bool { return h.end != 0 && h.failed == "" }
+
+// program is a subscription of all the processes that run one program.
+type program struct{ app, topic, pattern, group string }
 
 type rowKey struct {
 	durable bool
@@ -150,9 +168,17 @@ type judge struct {
 	reps   map[int]*Reporter // subscribers by pid
 	killed map[*Reporter]Kill
 	acked  map[reporterKey]bool // acknowledged by a process that has not begun it
+	plans  map[eventKey]*Entry
+	left   map[*Reporter]map[eventKey]*receipt
 	rows   map[rowKey]*Row
 
-	accepted, order, ledger, end, evidence *Row
+	programs map[program]bool // that have begun something
+	losses   []loss           // of live events
+
+	dead     map[*Reporter]Death // publishers that were killed
+	possible map[eventKey]bool   // doubled, as was announced
+
+	accepted, order, keys, letters, redrive, receipts, counts, deploys, ledger, end, effects, evidence *Row
 }
 
 // Judge compares what the processes wrote with what was done to them. It changes
@@ -162,17 +188,27 @@ func Judge(led *Ledger, ev *Evidence, lim Limits) *Verdict {
 		ev: ev, lim: lim, led: led, v: &Verdict{Evidence: ev},
 		pubs: map[eventKey]*publication{}, got: map[deliveryKey][]*handling{},
 		reps: map[int]*Reporter{}, killed: map[*Reporter]Kill{}, acked: map[reporterKey]bool{}, rows: map[rowKey]*Row{},
+		plans: map[eventKey]*Entry{}, left: map[*Reporter]map[eventKey]*receipt{}, programs: map[program]bool{},
+		dead: map[*Reporter]Death{}, possible: map[eventKey]bool{},
 	}
 	j.makeRows()
 	j.index()
 	j.judgeEvents()
 	j.judgeStrangers()
 	j.judgeOrder()
+	j.judgeKeys()
+	j.judgeLetters()
+	j.judgeRedrive()
+	j.judgeReceipts()
+	j.judgeReports()
+	j.judgeReleases()
 	j.judgeGaps()
 	j.judgeBudgets()
 	j.judgeLedger()
 	j.judgeEnd()
 	j.judgeEvidence()
+	j.judgeSpools()
+	j.judgeCells()
 	j.judgePublishers()
 	j.conclude()
 	return j.v
@@ -188,16 +224,37 @@ func (j *judge) makeRows() {
 		return r
 	}
 	for _, durable := range []bool{false, true} {
-		for _, kind := range []Kind{Steady, Deploys, Kills, Outages} {
+		for _, kind := range kinds {
 			if slices.ContainsFunc(j.ev.Phases, func(p Phase) bool { return p.Kind == kind }) {
 				j.rows[rowKey{durable, kind}] = row(class(durable)+", "+string(kind), true)
 			}
 		}
 	}
+	for _, c := range j.ev.Cells {
+		if c.Nothing != "" {
+			continue
+		}
+		for _, durable := range []bool{false, true} {
+			r := row(class(durable)+", "+c.Name, true)
+			r.cell = true
+			j.rows[rowKey{durable, Kind(c.Name)}] = r
+		}
+	}
 	j.accepted = row("durable, accepted = handled", true)
 	j.order = row("order per publisher", false)
+	j.keys = row("order per key", false)
+	j.letters = row("dead letters = what was planted", false)
+	j.redrive = row("redriven once, to its group", false)
+	j.receipts = row("receipts of drains", false)
+	j.counts = row("counts of receipts = the ledger's", false)
+	if len(j.ev.Releases) > 0 {
+		j.deploys = row("deploys end as they must", false)
+	}
 	j.ledger = row("ledger complete", false)
 	j.end = row("nothing left behind", false)
+	if len(j.ev.Cells) > 0 {
+		j.effects = row("signals do what the table says", false)
+	}
 	j.evidence = row("evidence", false)
 }
 
@@ -208,19 +265,20 @@ func class(durable bool) string {
 	return "live"
 }
 
-func (j *judge) kindAt(t Mono) Kind {
-	kind := Steady
+func (j *judge) phaseAt(t Mono) Phase {
+	at := Phase{Kind: Steady}
 	for _, p := range j.ev.Phases {
-		if p.Start <= t {
-			kind = p.Kind
+		if p.Start > t {
+			break
 		}
+		at = p
 	}
-	return kind
+	return at
 }
 
 // rowAt is the row of a class that answers for time t.
 func (j *judge) rowAt(durable bool, t Mono) *Row {
-	return j.row(durable, j.kindAt(t))
+	return j.row(durable, j.phaseAt(t).row())
 }
 
 func (j *judge) row(durable bool, kind Kind) *Row {
@@ -275,10 +333,17 @@ func (j *judge) conclude() {
 
 // index sorts the entries of all journals by event.
 func (j *judge) index() {
-	for _, k := range j.ev.Kills {
+	for _, k := range slices.Concat(j.ev.Kills, j.ev.Crashes, j.ev.CutOff) {
 		for _, r := range j.led.Reporters {
 			if r.PID == k.PID {
 				j.killed[r] = k
+			}
+		}
+	}
+	for _, x := range j.ev.Deaths {
+		for _, r := range j.led.Reporters {
+			if r.PID == x.PID {
+				j.dead[r] = x
 			}
 		}
 	}
@@ -299,6 +364,10 @@ func (j *judge) index() {
 func (j *judge) indexEntry(r *Reporter, e *Entry) {
 	key := eventKey{e.Topic, e.ID}
 	switch e.Kind {
+	case witness.Plan:
+		j.plans[key] = e
+	case witness.Left:
+		j.indexLeft(r, e)
 	case witness.Intent:
 		j.indexIntent(r, e)
 	case witness.Accept, witness.Refuse, witness.Doubt:
@@ -310,6 +379,7 @@ func (j *judge) indexEntry(r *Reporter, e *Entry) {
 		p.state, p.done = e.Kind, e.At
 	case witness.Begin:
 		k := deliveryKey{key, e.Pattern, e.Group}
+		j.programs[program{r.App, e.Topic, e.Pattern, e.Group}] = true
 		j.got[k] = append(j.got[k], &handling{rep: r, begin: e.At, attempt: e.Attempt, early: j.acked[reporterKey{r, k}]})
 	case witness.End, witness.Ack, witness.Nack:
 		j.indexSettled(r, e, deliveryKey{key, e.Pattern, e.Group})

@@ -101,6 +101,9 @@ func TestMissingPermissionIsAnErrorOfSubscribe(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "secret.x") {
 		t.Errorf("Subscribe: %v", err)
 	}
+	if n := natsbus.Subscriptions(a); n != 1 { // for answers
+		t.Errorf("%d subscriptions are left", n)
+	}
 }
 
 func TestTooLargeNamesSizeAndLimit(t *testing.T) {
@@ -134,4 +137,10 @@ func TestAFullStreamIsAnErrorOfPublish(t *testing.T) {
 	if !errors.Is(full, adapter.ErrFull) {
 		t.Errorf("a full stream: %v", full)
 	}
+}
+
+func (l *logged) has(part string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.b.String(), part)
 }

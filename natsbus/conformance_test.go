@@ -14,7 +14,8 @@ func TestConformance(t *testing.T) {
 		Open: func(t *testing.T, cfg adapter.Config) adapter.Adapter {
 			t.Helper()
 			cfg.Prefix = "test"
-			return open(t, b.URL(), cfg)
+			// Each rule has a stream, and a server reserves what they may hold.
+			return open(t, b.URL()+"?max-bytes=16MiB", cfg)
 		},
 		Restart: b.Restart,
 	})

@@ -1,6 +1,7 @@
 package natsbus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/tidings-go/tidings/adapter"
+	"github.com/tidings-go/tidings/internal/loop"
 )
 
 func init() {
@@ -28,6 +30,7 @@ const (
 	dialTimeout      = 2 * time.Second
 	subscribeTimeout = 10 * time.Second
 	drainTimeout     = 30 * time.Second
+	placeAgain       = 2 * time.Second
 )
 
 var errClosed = fmt.Errorf("natsbus: %w", adapter.ErrClosed)
@@ -35,27 +38,47 @@ var errClosed = fmt.Errorf("natsbus: %w", adapter.ErrClosed)
 // conn is an open connection. The writer owns what goes out, each subscription
 // owns what comes in; what is here is shared and guarded by mu or atomic.
 type conn struct {
-	cfg   adapter.Config
-	log   *slog.Logger
-	addr  *address
-	nc    *nats.Conn
-	js    jetstream.JetStream
-	mux   *mux
-	w     *writer
-	link  *link
-	dials atomic.Uint64
+	cfg    adapter.Config
+	log    *slog.Logger
+	addr   *address
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	mux    *mux
+	w      *writer
+	link   *link
+	keeper *keeper // nil without durable routes
+	later  *later
+	full   fullItems
+	dials  atomic.Uint64
+
+	forgetful atomic.Pointer[[]string]  // subjects whose streams forget what has expired
+	placings  atomic.Pointer[[]placing] // of the durable routes
+	placed    chan struct{}             // closed once these are known
+	spool     *spooling                 // nil: there is none
+	spoolers  *spools
 
 	maxPayload  atomic.Int64
 	disconnects atomic.Uint64
 	inDoubt     atomic.Uint64
+	possible    atomic.Uint64 // durable events sent again that may be stored
 	dropped     atomic.Uint64
+	stalls      atomic.Uint64
 	lastError   atomic.Pointer[string]
+	backAt      atomic.Pointer[time.Time] // when the connection came back last; nil: it was never lost
 	closing     atomic.Bool
+	late        atomic.Bool // there was no connection yet
+	inOrder     atomic.Bool // acknowledgements are taken in the order in which they are sent
+	deadThere   atomic.Bool // the stream of dead letters was seen
 
 	mu      sync.Mutex
 	subs    map[member]struct{}
 	denied  map[string]error // by the subject or "subject queue" of a refused SUB
 	settled map[string]*memory
+	seen    map[string]bool                     // consumers whose settings this process has settled
+	asking  map[*string]context.CancelCauseFunc // calls of JetStream's API that run
+	asides  []*loop.Loop                        // what subscriptions that have ended left to do
+	asked   map[*request]struct{}               // that wait for answers
+	orphans *loop.Loop                          // looks for groups that nobody takes from
 }
 
 // A member is an open subscription, as the connection sees it.
@@ -74,19 +97,61 @@ func Open(ctx context.Context, url string, cfg adapter.Config) (adapter.Adapter,
 	c := &conn{
 		cfg: cfg, addr: addr, log: cfg.Logger, link: newLink(),
 		subs: map[member]struct{}{}, denied: map[string]error{}, settled: map[string]*memory{},
+		seen: map[string]bool{}, asking: map[*string]context.CancelCauseFunc{}, asked: map[*request]struct{}{},
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	c.w = newWriter(c)
+	c.w, c.later, c.placed = newWriter(c), newLater(c), make(chan struct{})
+	c.placings.Store(new([]placing))
+	c.forgetful.Store(new([]string))
 	if err := c.connect(ctx); err != nil {
 		return nil, err
 	}
-	c.w.start()
-	if err := c.ensureStreams(ctx); err != nil {
+	up := c.link.isUp() // it may go, or come, meanwhile
+	if up {
+		if err := c.ensureStreams(ctx, c.addr.manage); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+		c.placeRoutes(ctx, func(f func()) { f() }) // it does not run yet
+		close(c.placed)
+		stopAt("placed")
+	}
+	if err := c.openSpool(); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
+	c.w.start()
+	if len(cfg.Durable) > 0 {
+		c.keeper = startKeeper(c)
+	}
+	if up {
+		c.later.start()
+	} else {
+		c.spool.leave()
+		c.aside(c.placeLater)
+	}
 	return c, nil
+}
+
+// placeLater does what Open could not do without a broker.
+func (c *conn) placeLater(ctx context.Context) {
+	for ctx.Err() == nil {
+		if c.link.wait(ctx) != nil {
+			return
+		}
+		err := c.ensureStreams(ctx, c.addr.manage)
+		if err == nil {
+			c.placeRoutes(ctx, c.w.call)
+			c.later.start()
+			close(c.placed)
+			return
+		}
+		c.report(fmt.Errorf("natsbus: events wait in the spool: %w", err))
+		select {
+		case <-time.After(placeAgain):
+		case <-ctx.Done():
+		}
+	}
 }
 
 func (c *conn) connect(ctx context.Context) error {
@@ -101,11 +166,25 @@ func (c *conn) connect(ctx context.Context) error {
 	if ctx.Err() != nil || timeout <= 0 {
 		return fmt.Errorf("natsbus: connect: %w", context.Cause(ctx))
 	}
-	if c.nc, err = nats.Connect(strings.Join(c.addr.servers, ","), append(c.options(timeout), auth...)...); err != nil {
+	opts := append(c.options(timeout), auth...)
+	if c.spools() {
+		opts = append(opts, nats.RetryOnFailedConnect(true), nats.ConnectHandler(func(nc *nats.Conn) {
+			if c.late.Swap(false) {
+				c.onReconnect(nc)
+			}
+		}))
+	}
+	if c.nc, err = nats.Connect(strings.Join(c.addr.servers, ","), opts...); err != nil {
 		return c.connectError(err)
 	}
-	c.maxPayload.Store(c.nc.MaxPayload())
-	c.link.set(true)
+	if c.nc.IsConnected() {
+		c.maxPayload.Store(c.nc.MaxPayload())
+		c.inOrder.Store(alone(c.nc))
+		c.link.set(true)
+	} else {
+		c.late.Store(true)
+		c.log.Warn("natsbus: no NATS server answers yet: durable events go to the spool until one does", "url", c.addr.public)
+	}
 	if c.mux, err = newMux(c.nc); err == nil {
 		c.js, err = jetstream.New(c.nc)
 	}
@@ -116,12 +195,18 @@ func (c *conn) connect(ctx context.Context) error {
 	return nil
 }
 
+// alone reports whether the server has JetStream itself and is in no cluster.
+func alone(nc *nats.Conn) bool {
+	has, _ := nc.ConnectedServerJetStream()
+	return has && nc.ConnectedClusterName() == ""
+}
+
 // options are those whose defaults were measured to lose or to block.
 func (c *conn) options(timeout time.Duration) []nats.Option {
 	return []nats.Option{
 		nats.Name(c.cfg.App + "/" + c.cfg.Instance),
 		nats.Timeout(timeout),
-		nats.SetCustomDialer(&dialer{Dialer: net.Dialer{Timeout: timeout}, begun: &c.dials}),
+		nats.SetCustomDialer(&dialer{Dialer: net.Dialer{Timeout: timeout}, begun: &c.dials, patient: c.spools()}),
 		nats.MaxReconnects(-1),      // the default gives up after two minutes, for good
 		nats.IgnoreAuthErrorAbort(), // so do two refused credentials in a row
 		nats.ReconnectBufSize(-1),   // it is thrown away when the flush after a reconnection fails; ours is not
@@ -134,6 +219,7 @@ func (c *conn) options(timeout time.Duration) []nats.Option {
 		nats.DisconnectErrHandler(c.onDisconnect),
 		nats.ReconnectHandler(c.onReconnect),
 		nats.ErrorHandler(c.onError),
+		nats.ClosedHandler(c.onClosed),
 		nats.LameDuckModeHandler(func(*nats.Conn) {
 			c.log.Info("natsbus: the server is about to stop and asks its clients to go elsewhere", "url", c.addr.public)
 		}),
@@ -169,6 +255,10 @@ func (c *conn) drop(n int, err error) {
 	c.report(err)
 }
 
+func (c *conn) dropSlow(sub *nats.Subscription, n int) {
+	c.drop(n, fmt.Errorf("natsbus: %s: %d events dropped: the subscription did not keep up and its buffer was full", sub.Subject, n))
+}
+
 func (c *conn) onDisconnect(_ *nats.Conn, err error) {
 	c.link.set(false)
 	if c.closing.Load() && err == nil {
@@ -181,12 +271,23 @@ func (c *conn) onDisconnect(_ *nats.Conn, err error) {
 	c.lastError.Store(&cause)
 	n := c.disconnects.Add(1)
 	c.w.post(note{kind: noteDown})
+	c.doubtRequests()
 	c.log.Warn("natsbus: connection lost; reconnecting", "url", c.addr.public, "cause", cause, "count", n)
 }
 
+// onClosed says that nats.go has given up, as it does when a server ends a connection with
+// an error that it does not know.
+func (c *conn) onClosed(nc *nats.Conn) {
+	if !c.closing.Load() {
+		c.report(fmt.Errorf("natsbus: the connection to %s is closed for good, restart this process: %w", c.addr.public, cmp.Or(nc.LastError(), nats.ErrConnectionClosed)))
+	}
+}
+
 func (c *conn) onReconnect(nc *nats.Conn) {
+	c.inOrder.Store(alone(nc))
 	c.maxPayload.Store(nc.MaxPayload())
 	c.link.set(true)
+	c.backAt.Store(new(time.Now()))
 	c.w.post(note{kind: noteUp})
 	for _, m := range c.members() {
 		m.linkUp()
@@ -215,7 +316,7 @@ func (c *conn) onError(_ *nats.Conn, sub *nats.Subscription, err error) {
 	case errors.Is(err, nats.ErrSlowConsumer):
 		for _, m := range c.members() {
 			if n := m.slow(sub); n > 0 {
-				c.drop(n, fmt.Errorf("natsbus: %s: %d events dropped: the subscription did not keep up and its buffer was full", sub.Subject, n))
+				c.dropSlow(sub, n)
 			}
 		}
 	case errors.Is(err, nats.ErrPermissionViolation):
@@ -232,8 +333,23 @@ func (c *conn) onDenied(err error) {
 		return
 	}
 	if strings.EqualFold(m[1], "publish") {
+		if api, told := c.refused(m[2]); api {
+			if !told {
+				c.report(fmt.Errorf("natsbus: %w", &refusal{m[2]}))
+			}
+			return
+		}
+		if counting(m[2]) {
+			c.w.muteMarks.Store(true) // nobody misses anything then
+			return
+		}
 		c.w.post(note{kind: noteDenied, subject: m[2]})
-		c.drop(1, fmt.Errorf("natsbus: no permission to publish to %q: allow it for this user on the server", m[2]))
+		c.drop(1, denied(m[2]))
+		c.deny(m[2])
+		return
+	}
+	if counting(m[2]) {
+		c.log.Info("natsbus: without permission to subscribe to this it is not known which live events are lost", "subject", m[2])
 		return
 	}
 	key := deniedKey(err)
@@ -241,6 +357,10 @@ func (c *conn) onDenied(err error) {
 	c.denied[key] = err
 	c.mu.Unlock()
 	c.report(fmt.Errorf("natsbus: no permission to subscribe to %q: allow it for this user on the server", m[2]))
+}
+
+func denied(subject string) error {
+	return fmt.Errorf("natsbus: no permission to publish to %q: allow it for this user on the server", subject)
 }
 
 // deniedKey is the subscription that a permission error speaks of, "" if none.
@@ -260,7 +380,7 @@ func deniedKey(err error) string {
 
 // subject is where a topic or pattern is on the wire.
 func (c *conn) subject(topic string) string {
-	if c.cfg.Prefix == "" {
+	if c.cfg.Prefix == "" || strings.HasPrefix(topic, "$") { // our own subjects have no prefix
 		return topic
 	}
 	return c.cfg.Prefix + "." + topic
@@ -302,14 +422,17 @@ func (c *conn) flush(ctx context.Context) error {
 }
 
 // Caps implements [adapter.Adapter].
-func (c *conn) Caps() adapter.Caps { return adapter.Caps{Durable: true} }
+func (c *conn) Caps() adapter.Caps {
+	return adapter.Caps{Durable: true, Delay: c.later.can.Load(), Spool: c.spool != nil}
+}
 
 // Stats implements [adapter.Adapter].
 func (c *conn) Stats() adapter.Stats {
 	s := adapter.Stats{
 		Connected: c.link.isUp(), URL: c.addr.public,
 		Disconnects: c.disconnects.Load(), InDoubt: c.inDoubt.Load(), Dropped: c.dropped.Load(),
-		Buffered: c.w.buffered(),
+		Purged: c.keeper.purged(), Buffered: c.w.buffered(), Stalled: c.stalls.Load(),
+		Possible: c.possible.Load(), Spooled: c.spoolers.waiting(),
 	}
 	if p := c.lastError.Load(); p != nil {
 		s.LastError = *p
@@ -347,9 +470,15 @@ func (c *conn) Drain(ctx context.Context) error {
 	}
 	ctx, cancel := withLimit(ctx, drainTimeout)
 	defer cancel()
-	err := c.w.waitIdle(ctx)
-	if err == nil {
-		err = c.flush(ctx)
+	err := c.later.drain(ctx)
+	c.spoolers.drain(ctx)
+	if !c.spool.isAway() || c.w.buffered() > 0 { // else everything is on the disk
+		if idle := c.w.waitIdle(ctx); err == nil {
+			err = idle
+		}
+		if err == nil && (c.link.isUp() || !c.spool.isAway()) {
+			err = c.flush(ctx)
+		}
 	}
 	if err != nil {
 		if n := c.w.buffered(); n > 0 {
@@ -371,9 +500,15 @@ func (c *conn) shut() error {
 	for _, m := range c.members() {
 		m.cut()
 	}
+	c.keeper.stop()
+	c.stopOrphans()
+	c.stopAsides()
+	c.later.cut()
 	c.link.close()
+	c.unask()
 	c.nc.Close()
 	c.w.stop()
+	c.spoolers.stop()
 	return nil
 }
 

@@ -1,8 +1,14 @@
 // Package natsbus carries events over NATS: live ones over core NATS, durable
 // ones over JetStream. Importing it registers the schemes "nats" and "tls" with
-// package adapter; applications then open a URL and use nothing from here.
+// package adapter; applications then open a URL and use nothing from here. What
+// tools need to look at streams and change them is [Admin].
 //
 //	nats://[user:pass@|token@]host:port[,host2...][?token-file=PATH][&creds=PATH][&ca=PATH]
+//	       [&max-bytes=SIZE][&max-msgs=N][&replicas=N][&duplicates=DURATION][&manage=true][&ack-wait=DURATION]
+//	       [&wire=structured|binary]
+//
+// The second line says what the app's stream is to be; a stream that is there is
+// changed only with manage=true. The third is how live events are written.
 //
 // What it promises:
 //
@@ -22,10 +28,21 @@
 //   - Acknowledgements are confirmed, and sent again when they were lost. What
 //     the server delivers again although this process has settled it is only
 //     acknowledged again.
+//   - What is given up is stored as a dead letter, and acknowledged, before the
+//     original is terminated; of one event of a group there is one letter at most.
+//     Its stream is made when the first event dies. Redelivered, an event reaches the
+//     group that gave it up alone, by a subject that only its consumer has.
+//   - A stream is purged of what every group has acknowledged before a publisher
+//     is told that it is full, and of nothing else.
 //   - Draining waits: nothing that was taken is dropped, no matter how the
 //     connection ends.
 //
-// On the wire an event is a CloudEvent in the binary mode of the CloudEvents
-// NATS binding: the payload is the message body as it is, attributes are
-// headers. Structured messages and plain ones without any header are read too.
+// On the wire an event is a CloudEvent. A live one is in structured mode: the
+// message's body is the event in JSON, and there is no header unless one must be
+// there, as in release 1.0.2 of CloudEvents' NATS binding and as its Go SDK writes;
+// headers cost more than all the rest of a message. A durable one, and with
+// wire=binary a live one too, is in binary mode, of the binding's drafts since: the
+// payload is the message's body as it is, attributes are headers. Both modes are
+// read whatever is written, with or without a Content-Type, and so are messages
+// that are no CloudEvents. W3C trace context travels in headers of its own names.
 package natsbus

@@ -27,7 +27,6 @@ type durable struct {
 	filter string
 	max    int
 	inbox  string // prefix of the subjects of our pulls, with the last dot
-	sub    *nats.Subscription
 
 	run     *loop.Loop
 	deliver *loop.Loop
@@ -38,6 +37,7 @@ type durable struct {
 	closed  ending
 
 	mu    sync.Mutex
+	sub   *nats.Subscription // to the answers to our pulls
 	box   []func()
 	ended bool // nothing is taken any more
 	wake  chan struct{}
@@ -51,7 +51,6 @@ type durable struct {
 	want      int // events that the server may still send for them
 	pullN     int
 	heard     time.Time // when a pull was last answered
-	beat      time.Time
 	stopping  bool
 	checking  *loop.Loop // looks the consumer up
 	checkN    int        // its number: what an abandoned one finds is ignored
@@ -60,9 +59,18 @@ type durable struct {
 	backlog   []*delivery          // of those, what came beyond max
 	unsettled int                  // handed to the deliverer and not settled
 	acks      map[uint64][]*ack    // not confirmed, by sequence
-	nacks     int
-	acked     []chan struct{} // closed once all are confirmed
-	unpulled  []chan struct{} // closed once no pull is outstanding
+	line      line                 // of those, what waits for one answer
+	nacks     int                  // of those, and what is done beside the loop
+	working   map[int]*loop.Loop   // beside the loop
+	besides   int
+	acked     []chan struct{}   // closed once all are confirmed
+	unpulled  []chan struct{}   // closed once no pull is outstanding
+	delivered []chan struct{}   // each goes to the deliverer after the backlog
+	left      []adapter.Message // what was handed back
+	kept      int               // of it, what was never delivered
+	member    membership
+	health    health
+	lag       lag
 }
 
 // handed is what the deliverer gets: an event, or a channel to close once
@@ -77,7 +85,7 @@ func (c *conn) subscribeDurable(ctx context.Context, s adapter.Spec) (adapter.Su
 		c: c, spec: s, filter: c.subject(s.Pattern), max: s.MaxInFlight,
 		inbox: c.nc.NewInbox() + ".", out: newMailbox[handed](),
 		ready: make(chan struct{}), wake: make(chan struct{}, 1),
-		inflight: map[uint64]*delivery{}, acks: map[uint64][]*ack{},
+		inflight: map[uint64]*delivery{}, acks: map[uint64][]*ack{}, working: map[int]*loop.Loop{},
 	}
 	if d.max <= 0 {
 		d.max = defaultInFlight
@@ -87,9 +95,10 @@ func (c *conn) subscribeDurable(ctx context.Context, s adapter.Spec) (adapter.Su
 		return nil, fmt.Errorf("natsbus: durable subscription of group %q to %q: %w", s.Group, s.Pattern, err)
 	}
 	d.bind(stream, consumer, created)
+	dials := c.dials.Load()
 	if d.sub, err = c.nc.Subscribe(d.inbox+"*", d.receive); err == nil {
 		// The server sends no more than was asked for.
-		err = errors.Join(d.sub.SetPendingLimits(-1, -1), c.flush(ctx), c.join(d))
+		err = errors.Join(d.sub.SetPendingLimits(-1, -1), c.flush(ctx))
 	}
 	if err != nil {
 		if d.sub != nil {
@@ -97,9 +106,20 @@ func (c *conn) subscribeDurable(ctx context.Context, s adapter.Spec) (adapter.Su
 		}
 		return nil, fmt.Errorf("natsbus: durable subscription of group %q to %q: %w", s.Group, s.Pattern, err)
 	}
+	if got, err := c.js.Consumer(ctx, stream, consumer); err == nil {
+		d.health.created = got.CachedInfo().Created
+	}
+	d.enrol(ctx, created)
 	d.heard = time.Now()
 	d.deliver = loop.Go(d.deliverAll)
 	d.run = loop.Go(d.main)
+	if err := c.join(d); err != nil { // whom it knows it may cut, so not before
+		d.cut()
+		return nil, fmt.Errorf("natsbus: durable subscription of group %q to %q: %w", s.Group, s.Pattern, errors.Join(err, ignoreClosed(d.sub.Unsubscribe())))
+	}
+	if c.dials.Load() != dials {
+		d.linkUp() // nobody has told it
+	}
 	return d, nil
 }
 
@@ -110,6 +130,9 @@ func (d *durable) bind(stream, consumer string, created time.Time) {
 	if d.memory.of(created) && d.epoch > 0 {
 		d.c.report(fmt.Errorf("natsbus: stream %s was made anew: what was taken from the old one and is not settled (%d events) cannot be acknowledged", stream, len(d.inflight)))
 		clear(d.inflight)
+		d.cutLine()
+		d.health.created = time.Time{} // that of the new one is no news
+		d.lag.heard.Store(0)
 		for _, list := range d.acks {
 			for _, a := range list {
 				d.endAck(a, fmt.Errorf("natsbus: stream %s is gone", stream))
@@ -172,6 +195,17 @@ func (d *durable) end() {
 	if d.checking != nil {
 		d.checking.StopAndWait()
 	}
+	if d.health.work != nil {
+		d.health.work.StopAndWait()
+	}
+	d.resign()
+	for _, l := range d.working {
+		l.Stop() // it tells its caller itself
+	}
+	for _, x := range d.inflight {
+		d.forgetLater(x)()
+	}
+	d.endLine()
 	for _, list := range d.acks {
 		for _, a := range list {
 			d.endAck(a, fmt.Errorf("natsbus: %s: closed before the acknowledgement of event %d was confirmed: %w", d.filter, a.seq, adapter.ErrClosed))
@@ -181,11 +215,11 @@ func (d *durable) end() {
 
 func (d *durable) tick() {
 	d.repeatAcks(ackRepeat)
-	if time.Since(d.beat) > ackWait/3 {
-		d.heartbeat()
-	}
+	d.heartbeat(ackWait / 3)
 	d.watch()
 	d.noticeEnd()
+	d.lookForDead()
+	d.look()
 }
 
 // deliverAll calls Deliver, one event after the other.
@@ -196,9 +230,9 @@ func (d *durable) deliverAll(ctx context.Context) {
 			case h.mark != nil:
 				close(h.mark)
 			case d.recall.Load() || ctx.Err() != nil:
-				h.x.Nak(0)
-			default:
-				d.spec.Deliver(adapter.Delivery{Message: h.x.msg, Sequence: h.x.seq, Attempt: h.x.attempt, Settle: h.x})
+				d.recalled(h.x)
+			case !h.x.placed.Swap(true):
+				d.spec.Deliver(adapter.Delivery{Message: h.x.msg, Sequence: h.x.seq, Attempt: h.x.attempt, Settle: h.x, Broken: h.x.broken})
 			}
 		}
 		select {
@@ -221,128 +255,19 @@ func (d *durable) Ready(ctx context.Context) error {
 	}
 }
 
-// Drain implements [adapter.Subscription].
-func (d *durable) Drain(ctx context.Context) error {
-	return d.drained.do(ctx, func(ctx context.Context) error {
-		ctx, cancel := withLimit(ctx, drainTimeout)
-		defer cancel()
-		return d.drain(ctx)
-	})
-}
-
-func (d *durable) drain(ctx context.Context) error {
-	d.post(func() { d.stopping = true })
-	if broken(mutantNotWaited) {
-		d.recall.Store(true)
-		return ignoreClosed(d.sub.Unsubscribe())
-	}
-	// What the server sent before the inbox is closed is in the box when quiet
-	// returns.
-	err := errors.Join(d.pullsEnded(ctx), d.c.quiet(ctx, d.sub))
-	mark := make(chan struct{})
-	if !d.post(func() { d.handBackBacklog(); d.out.put(handed{mark: mark}) }) {
-		return errClosed
-	}
-	if err == nil {
-		select {
-		case <-mark:
-			return nil
-		case <-d.run.Done():
-			return errClosed
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		}
-	}
-	d.recall.Store(true)
-	return fmt.Errorf("natsbus: drain of %q: what was taken and not delivered is handed back: %w", d.filter, err)
-}
-
-// handBackBacklog returns what came beyond the bound.
-func (d *durable) handBackBacklog() {
-	for _, x := range d.backlog {
-		d.giveBack(x)
-	}
-	d.backlog = nil
-}
-
-func (d *durable) giveBack(x *delivery) {
-	if x.settled.Swap(true) {
-		return // its outcome is in the box
-	}
-	delete(d.inflight, x.seq)
-	d.sendAck(x.seq, x.reply, nakBody(0), nil)
-}
-
-// Close implements [adapter.Subscription].
-func (d *durable) Close(ctx context.Context) error {
-	return d.closed.do(ctx, func(ctx context.Context) error {
-		ctx, cancel := withLimit(ctx, drainTimeout)
-		defer cancel()
-		return d.close(ctx)
-	})
-}
-
-func (d *durable) close(ctx context.Context) error {
-	err := d.Drain(ctx)
-	if broken(mutantNotWaited) {
-		d.cut()
-	} else {
-		err = errors.Join(err, d.waitAcks(ctx, nil), d.waitAcks(ctx, func() {
-			for _, x := range d.inflight {
-				d.giveBack(x)
-			}
-		}))
-	}
-	d.deliver.Stop()
-	d.run.StopAndWait()
-	d.c.leave(d)
-	if err == nil || ctx.Err() == nil {
-		err = errors.Join(err, d.deliver.Wait(ctx))
-	}
-	return err
-}
-
-// waitAcks runs f on the loop and waits until nothing is left to be confirmed.
-func (d *durable) waitAcks(ctx context.Context, f func()) error {
-	ch := make(chan struct{})
-	ok := d.post(func() {
-		if f != nil {
-			f()
-		}
-		if d.nacks == 0 {
-			close(ch)
-		} else {
-			d.acked = append(d.acked, ch)
-		}
-	})
-	if !ok {
-		return nil // the adapter was closed: the callbacks have been told
-	}
-	select {
-	case <-ch:
-		return nil
-	case <-d.run.Done():
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("natsbus: close of %q: acknowledgements were not confirmed: %w", d.filter, context.Cause(ctx))
-	}
-}
+// Refill implements [adapter.Subscription].
+func (d *durable) Refill() { d.post(d.more) }
 
 // linkUp: the server forgot our pulls with the old connection, and whatever was
 // asked on it is never answered: waiting for that cost 3 s at each restart.
 func (d *durable) linkUp() {
 	d.post(func() {
+		d.member.upAt = time.Now()
 		d.repeatAcks(0)
-		d.heartbeat()
+		d.heartbeat(0)
 		d.abandonCheck()
 		d.check(0)
 	})
-}
-
-func (d *durable) cut() {
-	d.recall.Store(true)
-	d.deliver.Stop()
-	d.run.Stop()
 }
 
 func (d *durable) slow(*nats.Subscription) int { return 0 }

@@ -24,6 +24,11 @@ func (e *ending) do(ctx context.Context, f func(context.Context) error) error {
 		return e.err
 	}
 	select {
+	case <-e.done: // also if the context is over
+		return e.err
+	default:
+	}
+	select {
 	case <-e.done:
 		return e.err
 	case <-ctx.Done():

@@ -2,10 +2,13 @@ package natsbus
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -74,11 +77,21 @@ func (l *link) wait(ctx context.Context) error {
 type dialer struct {
 	net.Dialer
 	begun *atomic.Uint64
+	// patient: the first connection may come later. nats.go tries again only if the
+	// connection was refused, and looks for that in the error's text.
+	patient bool
 }
 
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	d.begun.Add(1)
-	return d.Dialer.Dial(network, address)
+	conn, err := d.Dialer.Dial(network, address)
+	if err != nil && d.patient && !errors.Is(err, syscall.ECONNREFUSED) {
+		err = fmt.Errorf("as good as connection refused: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &patientConn{Conn: conn}, nil
 }
 
 // Reconnecting. On loopback a refused connection costs nothing, and a broker

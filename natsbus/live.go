@@ -27,9 +27,14 @@ type live struct {
 	spec    adapter.Spec
 	subject string
 	sub     *nats.Subscription
+	holes   *holes
+	aside   []*nats.Subscription // to marks and tallies
 	drained ending
 	stopped atomic.Bool
 	busy    atomic.Bool
+	since   time.Time // when the server had it; set before Subscribe returns
+
+	bursted atomic.Bool // its buffer was full, and was not empty since
 
 	mu   sync.Mutex
 	seen int // how many of the dropped ones were reported
@@ -47,6 +52,7 @@ func queueName(group, pattern string) string {
 
 func (c *conn) subscribeLive(ctx context.Context, s adapter.Spec) (adapter.Subscription, error) {
 	l := &live{c: c, spec: s, subject: c.subject(s.Pattern)}
+	l.holes = c.newHoles(s.Group, s.Pattern)
 	if err := c.join(l); err != nil {
 		return nil, err
 	}
@@ -57,6 +63,7 @@ func (c *conn) subscribeLive(ctx context.Context, s adapter.Spec) (adapter.Subsc
 	err := l.confirm(ctx)
 	if err != nil {
 		c.leave(l)
+		l.leaveHoles()
 		if l.sub != nil {
 			err = errors.Join(err, ignoreClosed(l.sub.Unsubscribe()))
 		}
@@ -75,6 +82,13 @@ func ignoreClosed(err error) error {
 func (l *live) open() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for subject, heard := range l.holes.subjects(l.pending) { // first, so that a refusal of the subscription itself is the last error
+		aside, err := l.c.nc.Subscribe(subject, heard)
+		if err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+			return fmt.Errorf("natsbus: subscribe to %q: %w", subject, err)
+		}
+		l.aside = append(l.aside, aside)
+	}
 	sub, err := l.c.nc.QueueSubscribe(l.subject, queueName(l.spec.Group, l.spec.Pattern), l.receive)
 	if err != nil {
 		if errors.Is(err, nats.ErrConnectionClosed) {
@@ -85,6 +99,33 @@ func (l *live) open() error {
 	l.sub = sub
 	return sub.SetPendingLimits(liveMaxMsgs, liveMaxBytes)
 }
+
+// pending is how many messages are there to take, with the one that is being taken.
+func (l *live) pending() int {
+	l.mu.Lock()
+	sub := l.sub
+	l.mu.Unlock()
+	if sub == nil {
+		return 0
+	}
+	n, _, _ := sub.Pending() // 0 when it has ended
+	return n
+}
+
+// leaveHoles says to the group what was got, and listens no more.
+func (l *live) leaveHoles() {
+	l.mu.Lock()
+	aside := l.aside
+	l.aside = nil
+	l.mu.Unlock()
+	for _, sub := range aside {
+		_ = sub.Unsubscribe() // it may have gone with the connection
+	}
+	l.holes.leave()
+}
+
+// Missing implements [adapter.MissCounter].
+func (l *live) Missing() uint64 { return l.holes.missing() }
 
 // confirm subscribes and waits until the server has answered, so that what is
 // published from now on arrives. A refusal comes before the answer.
@@ -103,6 +144,7 @@ func (l *live) confirm(ctx context.Context) error {
 	if err := l.c.flush(ctx); err != nil {
 		return fmt.Errorf("natsbus: subscribe to %q: %w", l.subject, err)
 	}
+	l.since = time.Now()
 	// The error handler runs later, on a goroutine of nats.go; the last error is
 	// there before the answer is, but another may have replaced it.
 	after := l.c.nc.LastError()
@@ -121,19 +163,45 @@ func (l *live) confirm(ctx context.Context) error {
 func (l *live) receive(m *nats.Msg) {
 	l.busy.Store(true)
 	defer l.busy.Store(false)
-	if l.stopped.Load() {
+	if l.stopped.Load() || ownSubject(m.Subject) {
+		return // without a prefix the pattern ">" matches what is no event, too
+	}
+	d := adapter.Delivery{Attempt: 1}
+	if err := decodeInto(&d.Message, l.c.topic(m.Subject), m.Header, m.Data); err != nil {
+		l.c.drop(1, fmt.Errorf("natsbus: %s: an event from %q cannot be decoded: %w", m.Subject, d.Source, err))
 		return
 	}
-	msg, err := decode(l.c.topic(m.Subject), m.Header, m.Data)
-	if err != nil {
-		l.c.drop(1, fmt.Errorf("natsbus: %s: an event from %q cannot be decoded: %w", m.Subject, msg.Source, err))
-		return
+	if m.Reply != "" {
+		d.Reply = l.c.replier(m)
 	}
-	l.spec.Deliver(adapter.Delivery{Message: msg, Attempt: 1})
+	l.holes.took(d.ID, d.Topic)
+	l.spec.Deliver(d)
+	l.holes.caughtUp(l.pending)
+	l.afterBurst(m.Sub)
 }
 
+// liveSettle is how long a new member of a group is there before it is ready. An
+// event that the server has matched with the members of before may be delivered
+// late, when its goroutine runs again; if the only other one has left by then it
+// is lost. Of 32 runs of eight hand-overs on a busy machine 6 lost an event without
+// this, of 48 with it none.
+const liveSettle = 20 * time.Millisecond
+
 // Ready implements [adapter.Subscription]: the server has confirmed it.
-func (l *live) Ready(context.Context) error { return nil }
+func (l *live) Ready(ctx context.Context) error {
+	if l.spec.Group == "" {
+		return nil
+	}
+	select {
+	case <-time.After(liveSettle - time.Since(l.since)):
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("natsbus: subscription to %q: %w", l.subject, context.Cause(ctx))
+	}
+}
+
+// Refill implements [adapter.Subscription]: live events are not asked for.
+func (l *live) Refill() {}
 
 // Drain implements [adapter.Subscription].
 func (l *live) Drain(ctx context.Context) error {
@@ -160,8 +228,10 @@ func (l *live) drain(ctx context.Context) error {
 		if n > 0 {
 			l.c.drop(n, err)
 		}
+		l.leaveHoles()
 		return errors.Join(err, ignoreClosed(sub.Unsubscribe()))
 	}
+	l.leaveHoles()
 	return nil
 }
 
@@ -248,5 +318,19 @@ func (l *live) slow(sub *nats.Subscription) int {
 	}
 	n := total - l.seen
 	l.seen = total
+	l.bursted.Store(true)
 	return n
+}
+
+// afterBurst counts what was dropped after nats.go said that the buffer is full: it says
+// so once, until there is room again.
+func (l *live) afterBurst(sub *nats.Subscription) {
+	if !l.bursted.Load() || l.pending() > 1 {
+		return
+	}
+	n := l.slow(sub)
+	l.bursted.Store(false)
+	if n > 0 {
+		l.c.dropSlow(sub, n)
+	}
 }

@@ -3,6 +3,7 @@ package natsbus_test
 import (
 	"context"
 	"log/slog"
+	"os"
 	"testing"
 	"time"
 
@@ -12,7 +13,25 @@ import (
 	"github.com/tidings-go/tidings/natsbus"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if url := os.Getenv(memberEnv); url != "" {
+		member(url)
+		return
+	}
+	if url := os.Getenv(replayEnv); url != "" {
+		replayingMember(url)
+		return
+	}
+	if url := os.Getenv(spoolerEnv); url != "" {
+		spooler(url)
+		return
+	}
+	if conf := os.Getenv(nodeEnv); conf != "" {
+		runNode(conf)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience is far above what anything here needs.
 const patience = 20 * time.Second

@@ -50,6 +50,13 @@ func (m *memory) of(created time.Time) bool {
 	return changed
 }
 
+// since is when the stream was made.
+func (m *memory) since() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.created
+}
+
 func (m *memory) add(seq uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -9,8 +9,15 @@ import (
 // The defects that the drill must catch by name. Ordinary binaries do not have
 // them: see package mutant.
 const (
-	mutantNoFlush   = "no-flush-after-sub"
-	mutantNotWaited = "drain-not-waited"
+	mutantNoFlush     = "no-flush-after-sub"
+	mutantNotWaited   = "drain-not-waited"
+	mutantNakAsTerm   = "nak-as-term"
+	mutantNoHeartbeat = "no-heartbeat"
+	mutantNoLetter    = "term-without-letter"
+	mutantBatchTaken  = "batch-duplicate-taken"
+	mutantNoLookup    = "doubt-not-looked-up"
+	mutantTrimEarly   = "spool-trimmed-early"
+	mutantReordered   = "refill-reordered"
 )
 
 // mutantSubDelay is how long a SUB is held back by mutantNoFlush; without it

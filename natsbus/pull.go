@@ -63,16 +63,38 @@ func (d *durable) firstPull() {
 	d.ask(1, `{"batch":1,"no_wait":true}`)
 }
 
-// more pulls when enough room has become free: for each single event it would
-// cost a request per event.
+// smallLimit is where asking for every single event costs too much: below it,
+// each is more than a millisecond of work.
+const smallLimit = 64
+
+// more pulls when enough room has become free.
 func (d *durable) more() {
+	least := 1
+	if limit := d.limit(); limit >= smallLimit {
+		least = limit / 4
+	}
+	d.fill(least)
+}
+
+// fill pulls when no pull stands and there is room for least, or for half of all.
+// An answer takes less time than the work on the rest.
+func (d *durable) fill(least int) {
 	if d.stopping || d.checking != nil || !d.c.link.isUp() {
 		return
 	}
-	room := d.max - d.unsettled - len(d.backlog) - d.want
-	if room > 0 && (d.want == 0 || room > d.max/2) {
+	limit := d.limit()
+	room := limit - d.unsettled - len(d.backlog) - d.want
+	if room > limit/2 || d.want == 0 && room >= least {
 		d.ask(room, fmt.Sprintf(`{"batch":%d,"expires":%d}`, room, pullExpiry))
 	}
+}
+
+// limit is how many unsettled events are worth having now.
+func (d *durable) limit() int {
+	if d.spec.Prefetch == nil {
+		return d.max
+	}
+	return min(max(d.spec.Prefetch(), 1), d.max)
 }
 
 func (d *durable) ask(n int, body string) {
@@ -93,6 +115,7 @@ func (d *durable) receive(m *nats.Msg) { d.post(func() { d.got(m) }) }
 
 func (d *durable) got(m *nats.Msg) {
 	d.heard = time.Now()
+	d.health.mute = false
 	select {
 	case <-d.ready:
 	default:
@@ -100,9 +123,10 @@ func (d *durable) got(m *nats.Msg) {
 			close(d.ready)
 		}
 	}
-	if strings.HasPrefix(m.Subject, d.inbox) {
+	switch {
+	case strings.HasPrefix(m.Subject, d.inbox):
 		d.status(strings.TrimPrefix(m.Subject, d.inbox), m)
-	} else {
+	case m.Header.Get("Status") == "": // else it is of an inbox that was given up
 		d.event(m)
 	}
 	d.pump()
@@ -134,11 +158,13 @@ func (d *durable) status(id string, m *nats.Msg) {
 // event takes what the consumer has sent.
 func (d *durable) event(m *nats.Msg) {
 	d.unsent(1)
+	d.health.event, d.health.strikes = d.heard, 0
 	meta, err := m.Metadata()
 	if err != nil {
 		d.c.drop(1, fmt.Errorf("natsbus: %s: a message from %s was not sent by a consumer: %w", d.filter, m.Subject, err))
 		return
 	}
+	d.lag.hear(meta.NumPending, d.heard)
 	seq := meta.Sequence.Stream
 	if list := d.acks[seq]; len(list) > 0 && d.memory.has(seq) {
 		// The server sends it again although its outcome is on the way.
@@ -149,7 +175,7 @@ func (d *durable) event(m *nats.Msg) {
 	}
 	if d.memory.has(seq) {
 		d.c.log.Debug("natsbus: acknowledged again what was settled here", "stream", d.stream, "sequence", seq)
-		d.sendAck(seq, m.Reply, bodyAck, nil)
+		d.sendAck(&ack{seq: seq, reply: m.Reply, body: bodyAck, final: true})
 		return
 	}
 	if x := d.inflight[seq]; x != nil {
@@ -160,43 +186,13 @@ func (d *durable) event(m *nats.Msg) {
 }
 
 func (d *durable) accept(m *nats.Msg, seq uint64, attempt int) {
-	msg, err := decode(d.c.topic(m.Subject), m.Header, m.Data)
-	if err != nil {
-		// Handed over as it is, so that it can be set aside with its body.
-		setHeader(&msg, hBroken, err.Error())
-		d.c.report(fmt.Errorf("natsbus: %s: event %d of stream %s cannot be decoded: %w", m.Subject, seq, d.stream, err))
+	x := &delivery{d: d, seq: seq, attempt: attempt, reply: m.Reply, epoch: d.epoch, told: d.heard, head: m, subject: original(m.Subject)}
+	var err error
+	if x.msg, err = decode(d.c.topic(x.subject), m.Header, m.Data); err != nil {
+		x.msg.Data, x.broken = m.Data, err.Error() // it becomes a dead letter, as it came
 	}
-	x := &delivery{d: d, msg: msg, seq: seq, attempt: attempt, reply: m.Reply, epoch: d.epoch}
 	d.inflight[seq] = x
 	d.backlog = append(d.backlog, x)
-}
-
-// pullsEnded calls f on the loop once no pull is outstanding.
-func (d *durable) pullsEnded(ctx context.Context) error {
-	ch := make(chan struct{})
-	if !d.post(func() { d.unpulled = append(d.unpulled, ch); d.noticeEnd() }) {
-		return errClosed
-	}
-	select {
-	case <-ch:
-		return nil
-	case <-d.run.Done():
-		return errClosed
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// noticeEnd tells those who wait for the end of the pulls. With the connection
-// they end too, and one that was never answered ends with our patience.
-func (d *durable) noticeEnd() {
-	if len(d.pulls) > 0 && d.c.link.isUp() && time.Since(d.heard) < pullPatience {
-		return
-	}
-	for _, ch := range d.unpulled {
-		close(ch)
-	}
-	d.unpulled = nil
 }
 
 // pump hands over what there is room for, and asks for more.
@@ -209,17 +205,27 @@ func (d *durable) pump() {
 		d.unsettled++
 		d.out.put(handed{x: x})
 	}
+	if len(d.backlog) == 0 {
+		d.markDelivered()
+	}
 	d.more()
 }
 
 // watch notices a pull that is not answered.
 func (d *durable) watch() {
 	if len(d.pulls) > 0 && d.checking == nil && d.c.link.isUp() && time.Since(d.heard) > pullPatience {
-		d.c.log.Warn("natsbus: the consumer has gone silent; looking it up", "consumer", d.consumer, "stream", d.stream)
-		d.check(0)
+		// A machine that was busy for a while looks the same: what is under way to the
+		// inbox is given up the second time only.
+		d.stalled("it does not answer", "it is looked up, and then the subscription made anew")
+		if !d.health.mute {
+			d.health.mute = true
+			d.check(0)
+		} else {
+			d.rebuild()
+		}
 		return
 	}
-	d.more()
+	d.fill(1) // a worker may be idle although the others have much to do
 }
 
 const (
@@ -272,8 +278,9 @@ func (d *durable) abandonCheck() {
 func (d *durable) checked(stream, consumer string, created time.Time, err error) {
 	d.checking = nil
 	if err == nil {
-		d.checkWait = 0
+		d.checkWait, d.health.wait = 0, 0
 		d.bind(stream, consumer, created)
+		d.moveMembership(created)
 		d.repeatAcks(0)
 		d.pump()
 		return

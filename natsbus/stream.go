@@ -2,179 +2,302 @@ package natsbus
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/tidings-go/tidings/adapter"
 	"github.com/tidings-go/tidings/internal/topic"
 )
 
-// What a stream of ours keeps at most, unless somebody edits it.
+// Metadata that marks what Tidings has made, and for whom.
 const (
-	streamMaxBytes = 1 << 30
-	streamMinBytes = 16 << 20 // below it a server has no room worth using
-	dedupWindow    = 2 * time.Minute
+	metaApp     = "tidings.app"
+	metaGroup   = "tidings.group"
+	metaPattern = "tidings.pattern"
 )
 
-// Settings of a durable consumer. The ack wait is short because it is how long
-// the events of a process that died are held back; heartbeats keep it from
-// ending for those that live.
-const (
-	ackWait       = 5 * time.Second
-	maxAckPending = 20_000
-)
+// A Declaration says which topics of an app are durable, and how its stream is
+// to be. An app declares by its routes and URL; "tidings apply" reads a file.
+type Declaration struct {
+	App     string   `json:"app"`
+	Durable []string `json:"durable"` // patterns
+	Settings
+}
+
+// A Plan is what has to happen so that streams are as declared.
+type Plan struct {
+	App         string            `json:"app"`
+	Stream      string            `json:"stream"` // the app's own
+	Create      bool              `json:"create"`
+	Add         []string          `json:"add,omitempty"`       // subjects that no stream has yet
+	Elsewhere   map[string]string `json:"elsewhere,omitempty"` // of the others, which stream of another app has them
+	Differences []Difference      `json:"differences,omitempty"`
+
+	declared Settings
+	have     jetstream.StreamConfig // unless Create
+	foreign  []*jetstream.StreamInfo
+}
+
+// Change reports whether something has to be done.
+func (p *Plan) Change() bool { return p.Create || len(p.Add) > 0 || len(p.Differences) > 0 }
+
+// Fixed is an error that shows what cannot be changed, nil if there is nothing
+// of that.
+func (p *Plan) Fixed() error {
+	if err := fixed(p.Stream, p.Differences); err != nil {
+		return fmt.Errorf("natsbus: %w", err)
+	}
+	return nil
+}
 
 // ensureStreams makes sure that a stream covers every durable route of the app.
 // Whose stream it is does not matter; what nobody covers goes to the app's own.
-func (c *conn) ensureStreams(ctx context.Context) error {
+func (c *conn) ensureStreams(ctx context.Context, manage bool) error {
 	if len(c.cfg.Durable) == 0 {
 		return nil
 	}
 	ctx, cancel := withLimit(ctx, subscribeTimeout)
 	defer cancel()
-	for _, pattern := range c.cfg.Durable {
-		if err := c.ensureStream(ctx, c.subject(pattern)); err != nil {
-			return fmt.Errorf("natsbus: durable route %q: %w", pattern, err)
+	p, err := c.ensure(ctx, Declaration{App: c.cfg.App, Durable: c.cfg.Durable, Settings: c.addr.settings}, manage)
+	if err != nil {
+		return err
+	}
+	for pattern, stream := range p.Elsewhere {
+		c.log.Info("natsbus: a durable route is kept in a stream that is not this app's own", "route", pattern, "stream", stream)
+	}
+	for _, info := range p.foreign {
+		if _, diffs := (Settings{}).settle(info.Config); len(diffs) > 0 {
+			c.log.Warn("natsbus: a stream that was not made by Tidings may lose durable events", "stream", info.Config.Name, "differences", say(diffs))
 		}
+	}
+	if !manage && len(p.Differences) > 0 {
+		c.log.Warn("natsbus: the stream is not as declared: run tidings apply, or put manage=true into the URL", "stream", p.Stream, "differences", say(p.Differences))
 	}
 	return nil
 }
 
-func (c *conn) ensureStream(ctx context.Context, subject string) error {
-	for {
-		again, err := c.tryStream(ctx, subject)
-		if !again {
-			return err
+func say(diffs []Difference) string {
+	var all []string
+	for _, d := range diffs {
+		all = append(all, d.String())
+	}
+	return strings.Join(all, "; ")
+}
+
+// ensure makes the streams cover what is declared, and returns what it found
+// first. Settings are changed only if manage says so, and then once: of two
+// versions that declare different ones and start again and again, the one that
+// started last wins, and neither undoes the other's while both run.
+func (c *conn) ensure(ctx context.Context, d Declaration, manage bool) (*Plan, error) {
+	first, err := c.plan(ctx, d)
+	for p := first; ; {
+		if err == nil {
+			err = p.Fixed()
 		}
-		// Another process of the app creates or extends it at this moment.
+		if err != nil {
+			return nil, err
+		}
+		changed, failed := c.apply(ctx, p, manage)
+		switch {
+		case failed == nil && !changed:
+			return first, nil
+		case failed == nil:
+			manage = false
+		case !raced(failed):
+			return nil, failed
+		}
+		// Another process creates or extends it at this moment, or has overwritten
+		// what was added: the server has no way to change only what one has read.
 		select {
 		case <-time.After(25 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+			return nil, fmt.Errorf("stream %s is changed by other processes again and again: %w", p.Stream, errors.Join(context.Cause(ctx), failed))
 		}
+		p, err = c.plan(ctx, d)
 	}
 }
 
-func (c *conn) tryStream(ctx context.Context, subject string) (again bool, err error) {
-	near, err := c.streamsNear(ctx, subject)
-	if err != nil {
-		return false, err
-	}
-	name := c.streamName()
-	for _, info := range near {
-		if covers(info, subject) {
-			return false, nil
+// plan compares what is declared with what is there.
+func (c *conn) plan(ctx context.Context, d Declaration) (*Plan, error) {
+	p := &Plan{App: d.App, Stream: streamName(c.cfg.Prefix, d.App), Elsewhere: map[string]string{}, declared: d.Settings}
+	for _, pattern := range d.Durable {
+		if err := c.place(ctx, p, pattern); err != nil {
+			return nil, fmt.Errorf("natsbus: durable route %q: %w", pattern, err)
 		}
 	}
-	for _, info := range near {
-		if info.Config.Name != name {
-			return false, fmt.Errorf("stream %s already has a part of it (%s), so stream %s cannot have all of it: add %q to stream %s, or narrow the route",
-				info.Config.Name, strings.Join(info.Config.Subjects, " "), name, subject, info.Config.Name)
-		}
-	}
-	own, err := c.js.Stream(ctx, name)
+	info, err := c.streamInfo(ctx, p.Stream)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return c.createStream(ctx, subject)
+		p.Create = len(p.Add) > 0
 	case err != nil:
-		return false, c.jsError(err)
+		return nil, fmt.Errorf("natsbus: stream %s: %w", p.Stream, err)
+	default:
+		p.have = info.Config
+		_, p.Differences = d.settle(info.Config)
 	}
-	cfg := own.CachedInfo().Config
-	cfg.Subjects = append(slices.DeleteFunc(slices.Clone(cfg.Subjects), func(s string) bool { return topic.Covers(subject, s) }), subject)
-	if _, err = c.js.UpdateStream(ctx, cfg); err != nil {
-		return raced(err), fmt.Errorf("add it to stream %s: %w", name, c.jsError(err))
-	}
-	// Two processes that add different subjects at once overwrite each other:
-	// look again.
-	return true, errors.New("the stream was changed by another process again and again")
+	return p, nil
 }
 
-func (c *conn) createStream(ctx context.Context, subject string) (again bool, err error) {
+// place finds the stream that has a pattern, or plans to add it.
+func (c *conn) place(ctx context.Context, p *Plan, pattern string) error {
+	subject := c.subject(pattern)
+	near, err := c.streamsNear(ctx, subject)
+	if err != nil {
+		return err
+	}
+	for _, info := range near {
+		if !covers(info, subject) {
+			continue
+		}
+		if info.Config.Name != p.Stream {
+			p.Elsewhere[pattern] = info.Config.Name
+			if info.Config.Metadata[metaApp] == "" {
+				p.foreign = append(p.foreign, info)
+			}
+		}
+		return nil
+	}
+	for _, info := range near {
+		if info.Config.Name != p.Stream {
+			return fmt.Errorf("stream %s%s already has a part of it (%s), so stream %s cannot have all of it: declare %q in the app of stream %s, or narrow the route",
+				info.Config.Name, ofApp(info), strings.Join(info.Config.Subjects, " "), p.Stream, pattern, info.Config.Name)
+		}
+	}
+	p.Add = append(slices.DeleteFunc(p.Add, func(s string) bool { return topic.Covers(subject, s) }), subject)
+	return nil
+}
+
+func ofApp(info *jetstream.StreamInfo) string {
+	if app := info.Config.Metadata[metaApp]; app != "" {
+		return " of app " + app
+	}
+	return ""
+}
+
+// apply does what is planned, but for settings unless manage.
+func (c *conn) apply(ctx context.Context, p *Plan, manage bool) (changed bool, err error) {
+	if p.Create {
+		return c.createStream(ctx, p)
+	}
+	cfg := p.have
+	if manage {
+		cfg, _ = p.declared.settle(cfg)
+	}
+	if len(p.Add) == 0 && (!manage || len(p.Differences) == 0) {
+		return false, nil
+	}
+	for _, subject := range p.Add {
+		cfg.Subjects = append(slices.DeleteFunc(slices.Clone(cfg.Subjects), func(s string) bool { return topic.Covers(subject, s) }), subject)
+	}
+	err = c.api(ctx, "STREAM.UPDATE."+p.Stream, func(ctx context.Context) error {
+		_, err := c.js.UpdateStream(ctx, cfg)
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("natsbus: change stream %s (add %s; %s): %w", p.Stream, strings.Join(p.Add, " "), say(p.Differences), err)
+	}
+	c.log.Info("natsbus: stream changed", "stream", p.Stream, "subjects", cfg.Subjects, "differences", say(p.Differences), "settings_too", manage)
+	return true, nil
+}
+
+func (c *conn) createStream(ctx context.Context, p *Plan) (changed bool, err error) {
+	want := p.declared
 	cfg := jetstream.StreamConfig{
-		Name: c.streamName(), Subjects: []string{subject}, Description: "durable events of " + c.cfg.App,
-		Storage: jetstream.FileStorage, Replicas: 1, Retention: jetstream.LimitsPolicy,
+		Name: p.Stream, Subjects: p.Add, Description: "durable events of " + p.App,
+		Storage: jetstream.FileStorage, Replicas: want.Replicas, Retention: jetstream.LimitsPolicy,
 		Discard:    jetstream.DiscardNew, // a full stream is the publisher's error, never a group's loss
-		Duplicates: dedupWindow, MaxBytes: streamMaxBytes, AllowDirect: true,
-		Metadata: map[string]string{"tidings.app": c.cfg.App},
+		Duplicates: want.Duplicates, MaxBytes: want.MaxBytes, MaxMsgs: want.MaxMsgs, AllowDirect: true, AllowMsgTTL: c.serverHas(2, 11), AllowAtomicPublish: c.batchSync(),
+		Metadata: map[string]string{metaApp: p.App},
+	}
+	if cfg.Duplicates == 0 {
+		cfg.Duplicates = dedupWindow
+	}
+	if cfg.MaxBytes == 0 {
+		cfg.MaxBytes = streamMaxBytes
+	}
+	if cfg.Replicas == 0 {
+		cfg.Replicas = c.replicas()
 	}
 	for {
-		_, err = c.js.CreateStream(ctx, cfg)
-		if !noRoom(err) || cfg.MaxBytes/2 < streamMinBytes {
-			break
+		err = c.api(ctx, "STREAM.CREATE."+p.Stream, func(ctx context.Context) error {
+			_, err := c.js.CreateStream(ctx, cfg)
+			return err
+		})
+		switch {
+		case noRoom(err) && want.MaxBytes == 0 && cfg.MaxBytes/2 >= streamMinBytes:
+			cfg.MaxBytes /= 2 // what the account allows
+		case fewPeers(err) && want.Replicas == 0 && cfg.Replicas > 1:
+			c.log.Warn("natsbus: the cluster cannot hold three copies of the stream; one server that dies takes it along until it is back", "stream", p.Stream, "cause", err)
+			cfg.Replicas = 1
+		case err != nil:
+			return false, fmt.Errorf("natsbus: create stream %s for %s: %w", cfg.Name, strings.Join(cfg.Subjects, " "), c.createError(err))
+		default:
+			c.log.Info("natsbus: stream created", "stream", cfg.Name, "subjects", cfg.Subjects, "max_bytes", cfg.MaxBytes, "replicas", cfg.Replicas)
+			return true, nil
 		}
-		cfg.MaxBytes /= 2 // what the account allows
 	}
+}
+
+func (c *conn) createError(err error) error {
 	switch {
-	case err == nil:
-		c.log.Info("natsbus: stream created", "stream", cfg.Name, "subjects", cfg.Subjects, "max_bytes", cfg.MaxBytes)
-		return false, nil
-	case raced(err):
-		return true, err
-	}
-	return false, fmt.Errorf("create stream %s: %w", cfg.Name, c.jsError(err))
-}
-
-func errCode(err error) int {
-	var api *jetstream.APIError
-	if errors.As(err, &api) {
-		return int(api.ErrorCode)
-	}
-	return 0
-}
-
-func raced(err error) bool {
-	code := errCode(err)
-	return code == jsNoSubject || code == jsNameInUse
-}
-
-func noRoom(err error) bool {
-	code := errCode(err)
-	return code == jsInsufficient || code == jsNoStorage || code == jsNoMemory
-}
-
-// jsError says the way out of what JetStream answers.
-func (c *conn) jsError(err error) error {
-	switch {
-	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount),
-		errors.Is(err, nats.ErrNoResponders):
-		return fmt.Errorf("the server at %s has no JetStream for this account: enable it (tidings hub has it; nats-server -js), or declare no durable route: %w", c.addr.public, err)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
-		return fmt.Errorf("JetStream at %s does not answer: it may be starting, or this user may lack permission for $JS.API.>: %w", c.addr.public, err)
+	case noRoom(err):
+		return fmt.Errorf("the server or account has no room for it: raise max_file_store of the server or the account's limit, or set max-bytes in the URL: %w", err)
+	case errCode(err) == jsBadConfig && strings.Contains(err.Error(), "no-ack"):
+		return fmt.Errorf("a route this wide takes JetStream's own subjects too: name the topics (order.>), or set Options.Prefix: %w", err)
 	}
 	return err
 }
 
+// replicas of a new stream: a cluster has enough servers to lose one.
+func (c *conn) replicas() int {
+	if c.nc.ConnectedClusterName() != "" {
+		return 3
+	}
+	return 1
+}
+
+func (c *conn) streamInfo(ctx context.Context, name string) (info *jetstream.StreamInfo, err error) {
+	err = c.api(ctx, "STREAM.INFO."+name, func(ctx context.Context) error {
+		s, err := c.js.Stream(ctx, name)
+		if err == nil {
+			info = s.CachedInfo()
+		}
+		return err
+	})
+	return info, err
+}
+
 // streamsNear returns the streams that share subjects with subject.
-func (c *conn) streamsNear(ctx context.Context, subject string) ([]*jetstream.StreamInfo, error) {
-	list := c.js.ListStreams(ctx, jetstream.WithStreamListSubject(subject))
-	var near []*jetstream.StreamInfo
-	for info := range list.Info() {
-		near = append(near, info)
-	}
-	if err := list.Err(); err != nil {
-		return nil, c.jsError(err)
-	}
-	return near, nil
+func (c *conn) streamsNear(ctx context.Context, subject string) (near []*jetstream.StreamInfo, err error) {
+	return c.listStreams(ctx, jetstream.WithStreamListSubject(subject))
+}
+
+func (c *conn) listStreams(ctx context.Context, o ...jetstream.StreamListOpt) (all []*jetstream.StreamInfo, err error) {
+	err = c.api(ctx, "STREAM.LIST", func(ctx context.Context) error {
+		all = nil // it may be asked again
+		list := c.js.ListStreams(ctx, o...)
+		for info := range list.Info() {
+			all = append(all, info)
+		}
+		return list.Err()
+	})
+	return all, err
 }
 
 func covers(info *jetstream.StreamInfo, subject string) bool {
 	return slices.ContainsFunc(info.Config.Subjects, func(s string) bool { return topic.Covers(s, subject) })
 }
 
-// streamName is that of the app's own stream.
-func (c *conn) streamName() string {
-	if c.cfg.Prefix == "" {
-		return sanitize(c.cfg.App)
+// streamName is that of an app's own stream.
+func streamName(prefix, app string) string {
+	if prefix == "" {
+		return sanitize(app)
 	}
-	return sanitize(c.cfg.Prefix + "_" + c.cfg.App)
+	return sanitize(prefix + "_" + app)
 }
 
 // sanitize makes a name that JetStream takes and people can read.
@@ -188,68 +311,4 @@ func sanitize(s string) string {
 		}
 		return '_'
 	}, s)
-}
-
-// consumerName is the durable name of a group and pattern: readable, and made
-// unique by a hash, because reading drops what JetStream does not allow.
-func consumerName(group, subject string) string {
-	sum := sha256.Sum256([]byte(group + "\x00" + subject))
-	readable := sanitize(group + "-" + subject)
-	return readable[:min(len(readable), 80)] + "-" + hex.EncodeToString(sum[:5])
-}
-
-// findConsumer finds the stream that covers a subject and makes sure of the
-// group's consumer there. It returns when the stream was created, too: with
-// another one, sequences begin again.
-func (c *conn) findConsumer(ctx context.Context, group, subject string) (stream, consumer string, created time.Time, err error) {
-	near, err := c.streamsNear(ctx, subject)
-	if err != nil {
-		return "", "", created, err
-	}
-	var names []string
-	for _, info := range near {
-		if covers(info, subject) {
-			consumer, err = c.ensureConsumer(ctx, info.Config.Name, group, subject)
-			return info.Config.Name, consumer, info.Created, err
-		}
-		names = append(names, info.Config.Name)
-	}
-	if len(names) > 0 {
-		return "", "", created, fmt.Errorf("%w: %q is only partly in stream %s: narrow the pattern, or add the subject to that stream", adapter.ErrNotDurable, subject, strings.Join(names, ", "))
-	}
-	return "", "", created, fmt.Errorf("%w: no stream at %s has %q: declare a durable route for it in the app that publishes it, and start that app once", adapter.ErrNotDurable, c.addr.public, subject)
-}
-
-func (c *conn) ensureConsumer(ctx context.Context, stream, group, subject string) (string, error) {
-	cfg := jetstream.ConsumerConfig{
-		Durable: consumerName(group, subject), FilterSubject: subject,
-		Description: "group " + group, DeliverPolicy: jetstream.DeliverAllPolicy,
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxDeliver: -1, MaxAckPending: maxAckPending,
-		Metadata: map[string]string{"tidings.group": group},
-	}
-	got, err := c.js.Consumer(ctx, stream, cfg.Durable)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		if _, err = c.js.CreateConsumer(ctx, stream, cfg); err == nil {
-			return cfg.Durable, nil
-		}
-		if !errors.Is(err, jetstream.ErrConsumerExists) {
-			return "", fmt.Errorf("create consumer %s on stream %s: %w", cfg.Durable, stream, c.jsError(err))
-		}
-		got, err = c.js.Consumer(ctx, stream, cfg.Durable)
-	}
-	if err != nil {
-		return "", fmt.Errorf("consumer %s on stream %s: %w", cfg.Durable, stream, c.jsError(err))
-	}
-	have := got.CachedInfo().Config
-	if have.AckPolicy != cfg.AckPolicy || have.DeliverPolicy != cfg.DeliverPolicy || have.DeliverSubject != "" {
-		return "", fmt.Errorf("consumer %s on stream %s has ack policy %v and deliver policy %v, which cannot be changed; %v and %v are needed: delete it with \"nats consumer rm %s %s\" (its place in the stream is lost)",
-			cfg.Durable, stream, have.AckPolicy, have.DeliverPolicy, cfg.AckPolicy, cfg.DeliverPolicy, stream, cfg.Durable)
-	}
-	if have.AckWait != cfg.AckWait || have.MaxDeliver != cfg.MaxDeliver || have.MaxAckPending != cfg.MaxAckPending {
-		have.AckWait, have.MaxDeliver, have.MaxAckPending = cfg.AckWait, cfg.MaxDeliver, cfg.MaxAckPending
-		if _, err := c.js.UpdateConsumer(ctx, stream, have); err != nil {
-			return "", fmt.Errorf("update consumer %s on stream %s: %w", cfg.Durable, stream, c.jsError(err))
-		}
-	}
-	return cfg.Durable, nil
 }

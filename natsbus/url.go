@@ -7,7 +7,10 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 )
@@ -25,6 +28,10 @@ type address struct {
 	tokenFile string
 	creds     string
 	ca        string
+	settings  Settings
+	manage    bool // change the stream to settings
+	ackWait   time.Duration
+	form      form // of what is written
 	loopback  bool // every server is on this machine
 }
 
@@ -70,19 +77,48 @@ func (a *address) query(s string) error {
 		return errors.New("natsbus: the URL's part after ? cannot be read: " + urlShape)
 	}
 	for k, v := range q {
-		switch k {
-		case "token-file":
-			a.tokenFile = v[0]
-		case "creds":
-			a.creds = v[0]
-		case "ca":
-			a.ca = v[0]
-		default:
-			return fmt.Errorf("natsbus: unknown URL parameter %q; known are token-file, creds and ca", k)
+		if err := a.parameter(k, v[0]); err != nil {
+			return fmt.Errorf("natsbus: the URL's part after ?: %w", err)
 		}
 	}
 	if a.tokenFile != "" && (a.token != "" || a.user != "") {
 		return errors.New("natsbus: the URL holds credentials and names a token-file; use one of them")
+	}
+	return nil
+}
+
+var parameters = append([]string{"token-file", "creds", "ca", "manage", "ack-wait", "wire"}, settingKeys...)
+
+func (a *address) parameter(key, value string) (err error) {
+	switch key {
+	case "token-file":
+		a.tokenFile = value
+	case "creds":
+		a.creds = value
+	case "ca":
+		a.ca = value
+	case "manage":
+		if a.manage, err = strconv.ParseBool(value); err != nil {
+			return fmt.Errorf("manage is %q: want true or false", value)
+		}
+	case "ack-wait":
+		if a.ackWait, err = time.ParseDuration(value); err != nil || a.ackWait < minAckWait {
+			return fmt.Errorf("ack-wait is %q: want a duration of at least %v", value, minAckWait)
+		}
+	case "wire":
+		switch value {
+		case "structured":
+			a.form = structured
+		case "binary":
+			a.form = binary
+		default:
+			return fmt.Errorf("wire is %q: want structured or binary", value)
+		}
+	default:
+		if !slices.Contains(settingKeys, key) {
+			return unknownKey(key, parameters)
+		}
+		return a.settings.Set(key, value)
 	}
 	return nil
 }

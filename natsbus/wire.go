@@ -1,13 +1,10 @@
 package natsbus
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nuid"
@@ -15,33 +12,123 @@ import (
 	"github.com/tidings-go/tidings/adapter"
 )
 
+// A form is how events are written. Both are read, always. Durable events are
+// binary: they need headers anyway, who looks through a stream reads headers alone,
+// and nothing is gained by the other form. docs/decisions/029-wire-form.md has the
+// measurements.
+type form uint8
+
+const (
+	// structured: the message's body is the event in JSON, as CloudEvents' NATS
+	// binding 1.0.2 has it, the one that is released. Headers cost nats.go and the
+	// server more than the rest of a message, so there are none unless something
+	// must be in one; then Content-Type names the mode, as later bindings ask.
+	structured form = iota
+	// binary: the message's body is the payload, and each attribute a header.
+	binary
+)
+
+// Names of the extensions that are our own, or that we understand.
+const (
+	extDuration = "tidingsduration"
+	extError    = "tidingserror"
+	extDue      = "tidingsnotbefore"
+	extServed   = "tidingsserved"
+	extExpires  = "expirytime" // CloudEvents documents it
+)
+
 // Header names, all in lower case as the CloudEvents binding writes them:
 // nats.go compares header names by case, so what is read is folded first.
 const (
-	hSpec     = "ce-specversion"
-	hID       = "ce-id"
-	hSource   = "ce-source"
-	hType     = "ce-type"
-	hTime     = "ce-time"
-	hContent  = "ce-datacontenttype"
-	hDuration = "ce-tidingsduration"
-	hError    = "ce-tidingserror"
+	hCE       = "ce-"
+	hSpec     = hCE + "specversion"
+	hID       = hCE + "id"
+	hSource   = hCE + "source"
+	hType     = hCE + "type"
+	hTime     = hCE + "time"
+	hContent  = hCE + "datacontenttype"
+	hDuration = hCE + extDuration
+	hError    = hCE + extError
+	hDue      = hCE + extDue
+	hExpires  = hCE + extExpires
 	hServed   = "tidings-served"
 	// hUser begins the publisher's own headers, so that none can be taken for
 	// one of ours or of the server's.
 	hUser = "tidings-h-"
-	// hBroken marks what was delivered although it could not be decoded.
-	hBroken    = "tidings-undecodable"
-	structured = "application/cloudevents+json"
+)
+
+// hMode and its values say which form a message has.
+const (
+	hMode    = "Content-Type"
+	typeCE   = "application/cloudevents"
+	typeCEJS = typeCE + "+json"
 )
 
 // plainHeaders travel under their own names: they are W3C trace context, which
 // others on the way read and write.
 var plainHeaders = map[string]bool{"traceparent": true, "tracestate": true, "baggage": true}
 
-// encode makes the headers and the body of a message on subject subj. It does
-// not copy m.Data.
-func encode(subj string, m *adapter.Message, c adapter.Class) *nats.Msg {
+// reservedNames are attributes that have a field of their own, or a meaning.
+var reservedNames = map[string]bool{"id": true, "source": true, "type": true, "time": true, "specversion": true,
+	"datacontenttype": true, "data": true, "data_base64": true,
+	extDuration: true, extError: true, extDue: true, extServed: true, extExpires: true}
+
+// extension is the name of the CloudEvents attribute that a header of an event
+// stands for: one that came with an event of somebody else, and goes on as it came.
+func extension(key string) (name string, ok bool) {
+	name, ok = strings.CutPrefix(key, hCE)
+	if !ok || name == "" || reservedNames[name] {
+		return "", false
+	}
+	for _, c := range []byte(name) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return "", false
+		}
+	}
+	return name, true
+}
+
+// encode makes a message on subject subj. It may keep m.Data.
+func (f form) encode(subj string, m *adapter.Message, c adapter.Class) *nats.Msg {
+	msg := new(nats.Msg)
+	f.write(msg, nil, subj, m, c)
+	return msg
+}
+
+// write is encode into an empty message; an envelope goes into buf if it has room.
+func (f form) write(msg *nats.Msg, buf []byte, subj string, m *adapter.Message, c adapter.Class) {
+	msg.Subject = subj
+	if f == binary {
+		msg.Header, msg.Data = attributes(m), m.Data
+	} else {
+		if n := sizeHint(m); cap(buf) < n {
+			buf = make([]byte, 0, n)
+		}
+		msg.Data = appendEnvelope(buf[:0], m)
+	}
+	set := func(k, v string) {
+		if msg.Header == nil {
+			msg.Header = make(nats.Header, 2+len(m.Header))
+		}
+		msg.Header[k] = []string{v}
+	}
+	for k, v := range m.Header {
+		if plainHeaders[k] {
+			set(k, pct(v))
+		} else if _, ok := extension(k); !ok {
+			set(hUser+pctKey(k), pct(v))
+		}
+	}
+	if c == adapter.Durable {
+		set(nats.MsgIdHdr, pct(m.ID))
+	}
+	if f == structured && msg.Header != nil {
+		set(hMode, typeCEJS)
+	}
+}
+
+// attributes are the headers of the binary form.
+func attributes(m *adapter.Message) nats.Header {
 	h := make(nats.Header, 8+len(m.Header))
 	set := func(k, v string) { h[k] = []string{v} }
 	set(hSpec, "1.0")
@@ -60,58 +147,84 @@ func encode(subj string, m *adapter.Message, c adapter.Class) *nats.Msg {
 	if m.Err != "" {
 		set(hError, pct(m.Err))
 	}
-	for k, v := range m.Header {
-		if plainHeaders[k] {
-			set(k, pct(v))
-		} else {
-			set(hUser+pctKey(k), pct(v))
-		}
+	if !m.NotBefore.IsZero() {
+		set(hDue, m.NotBefore.UTC().Format(time.RFC3339Nano))
+	}
+	if !m.Expires.IsZero() {
+		set(hExpires, m.Expires.UTC().Format(time.RFC3339Nano))
 	}
 	if len(m.Served) > 0 {
-		parts := make([]string, len(m.Served))
-		for i, s := range m.Served {
-			parts[i] = strings.ReplaceAll(pct(s), ",", "%2C")
+		set(hServed, joinServed(m.Served))
+	}
+	for k, v := range m.Header {
+		if _, ok := extension(k); ok {
+			set(k, pct(v))
 		}
-		set(hServed, strings.Join(parts, ","))
 	}
-	if c == adapter.Durable {
-		set(nats.MsgIdHdr, pct(m.ID))
-	}
-	return &nats.Msg{Subject: subj, Header: h, Data: m.Data}
+	return h
 }
 
-// decode reads a message in any of the modes. With an error the message still
-// holds the topic and the body as it came.
-func decode(topic string, h nats.Header, body []byte) (adapter.Message, error) {
-	m := adapter.Message{Topic: topic, Data: body}
-	folded := make(map[string]string, len(h))
-	for k, v := range h {
-		if len(v) > 0 {
-			folded[strings.ToLower(k)] = v[0]
+// decode reads a message in any form. With an error the message still holds the
+// topic and the body as it came.
+func decode(topic string, h nats.Header, body []byte) (m adapter.Message, err error) {
+	err = decodeInto(&m, topic, h, body)
+	return m, err
+}
+
+// decodeInto is decode into an empty message: they are large to copy.
+func decodeInto(m *adapter.Message, topic string, h nats.Header, body []byte) (err error) {
+	m.Topic, m.Data = topic, body
+	mode, msgID, attributes := lookAt(h)
+	switch media, _, _ := strings.Cut(mode, ";"); {
+	case len(mode) >= len(typeCE) && strings.EqualFold(mode[:len(typeCE)], typeCE):
+		if media = strings.TrimSpace(media); !strings.EqualFold(media, typeCE) && !strings.EqualFold(media, typeCEJS) {
+			err = fmt.Errorf("a CloudEvent as %s: only %s is understood", media, typeCEJS)
+			break
+		}
+		_, err = readEnvelope(m, body)
+	case mode != "" || attributes:
+		m.ContentType = mode
+	default: // as binding 1.0.2 has it, and the Go SDK sends it; or no CloudEvent at all
+		var is bool
+		if is, err = readEnvelope(m, body); !is {
+			*m, err = adapter.Message{Topic: topic, Data: body}, nil
 		}
 	}
-	var err error
-	if strings.HasPrefix(folded["content-type"], structured) {
-		err = readStructured(&m, body)
-		delete(folded, "content-type")
-	}
-	for k, v := range folded {
-		err = errors.Join(err, readHeader(&m, k, v))
-	}
-	if m.ContentType == "" {
-		m.ContentType = folded["content-type"]
+	for k, v := range h {
+		if len(v) > 0 {
+			err = errors.Join(err, readHeader(m, strings.ToLower(k), v[0]))
+		}
 	}
 	if m.ID == "" {
-		if m.ID = folded["nats-msg-id"]; m.ID == "" {
+		if m.ID = msgID; m.ID == "" {
 			m.ID = nuid.Next()
 		}
 	}
-	return m, err
+	if err != nil {
+		m.Data = body
+	}
+	return err
+}
+
+// lookAt finds what says in which form a message is.
+func lookAt(h nats.Header) (mode, msgID string, attributes bool) {
+	for k, v := range h {
+		switch {
+		case len(v) == 0:
+		case strings.EqualFold(k, hMode):
+			mode = v[0]
+		case strings.EqualFold(k, nats.MsgIdHdr):
+			msgID = v[0]
+		case len(k) > len(hCE) && strings.EqualFold(k[:len(hCE)], hCE):
+			attributes = true
+		}
+	}
+	return strings.ToValidUTF8(mode, "\uFFFD"), strings.ToValidUTF8(msgID, "\uFFFD"), attributes
 }
 
 // readHeader reads one header, its name in lower case.
 func readHeader(m *adapter.Message, k, raw string) error {
-	if strings.HasPrefix(k, "nats-") || k == hSpec || k == "content-type" {
+	if strings.HasPrefix(k, "nats-") || k == "content-type" || k == hRequest {
 		return nil
 	}
 	if k == hServed {
@@ -128,17 +241,18 @@ func readHeader(m *adapter.Message, k, raw string) error {
 		setHeader(m, user, v)
 		return nil
 	}
-	return readAttribute(m, strings.TrimPrefix(k, "ce-"), k, v)
+	if name, ok := strings.CutPrefix(k, hCE); ok {
+		return readAttribute(m, name, v)
+	}
+	setHeader(m, k, v)
+	return nil
 }
 
 // readAttribute puts a CloudEvents attribute where it belongs; what Tidings has
-// no field for becomes a header under the name keep.
-func readAttribute(m *adapter.Message, name, keep, v string) (err error) {
-	if name == keep && !strings.HasPrefix(keep, "ce-") {
-		setHeader(m, keep, v)
-		return nil
-	}
+// no field for becomes a header.
+func readAttribute(m *adapter.Message, name, v string) (err error) {
 	switch name {
+	case "specversion":
 	case "id":
 		m.ID = v
 	case "source":
@@ -146,32 +260,46 @@ func readAttribute(m *adapter.Message, name, keep, v string) (err error) {
 	case "type":
 		// The subject is what the pattern matched; a type that differs is kept.
 		if v != m.Topic {
-			setHeader(m, keep, v)
+			setHeader(m, hType, v)
 		}
 	case "time":
-		if m.Time, err = time.Parse(time.RFC3339Nano, v); err != nil {
-			err = fmt.Errorf("%s: %w", keep, err)
-		}
+		m.Time, err = time.Parse(time.RFC3339Nano, v)
 	case "datacontenttype":
 		m.ContentType = v
-	case "tidingsduration":
+	case extDuration:
 		m.Instrumented = true
-		if m.Duration, err = time.ParseDuration(v); err != nil {
-			err = fmt.Errorf("%s: %w", keep, err)
-		}
-	case "tidingserror":
+		m.Duration, err = time.ParseDuration(v)
+	case extDue:
+		m.NotBefore, err = time.Parse(time.RFC3339Nano, v)
+	case extExpires:
+		m.Expires, err = time.Parse(time.RFC3339Nano, v)
+	case extError:
 		m.Instrumented, m.Err = true, v
+	case extServed:
+		err = readServed(m, v)
 	default:
-		setHeader(m, keep, v)
+		setHeader(m, hCE+name, v)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s%s: %w", hCE, name, err)
 	}
 	return err
+}
+
+// joinServed makes one value of the keys; readServed undoes it.
+func joinServed(served []string) string {
+	parts := make([]string, len(served))
+	for i, s := range served {
+		parts[i] = strings.ReplaceAll(pct(s), ",", "%2C")
+	}
+	return strings.Join(parts, ",")
 }
 
 func readServed(m *adapter.Message, raw string) error {
 	for s := range strings.SplitSeq(raw, ",") {
 		v, err := unpct(s)
 		if err != nil {
-			return fmt.Errorf("header %s: %w", hServed, err)
+			return fmt.Errorf("%s: %w", hServed, err)
 		}
 		m.Served = append(m.Served, v)
 	}
@@ -183,154 +311,4 @@ func setHeader(m *adapter.Message, k, v string) {
 		m.Header = map[string]string{}
 	}
 	m.Header[k] = v
-}
-
-// readStructured reads the JSON event format.
-func readStructured(m *adapter.Message, body []byte) error {
-	var ev map[string]json.RawMessage
-	if err := json.Unmarshal(body, &ev); err != nil {
-		return fmt.Errorf("structured CloudEvent: %w", err)
-	}
-	var data []byte
-	for k, raw := range ev {
-		switch k {
-		case "specversion", "data":
-			continue
-		case "data_base64":
-			var s string
-			if err := json.Unmarshal(raw, &s); err != nil {
-				return fmt.Errorf("structured CloudEvent: data_base64: %w", err)
-			}
-			b, err := base64.StdEncoding.DecodeString(s)
-			if err != nil {
-				return fmt.Errorf("structured CloudEvent: data_base64: %w", err)
-			}
-			data = b
-			continue
-		}
-		v := string(raw)
-		if raw[0] == '"' {
-			if err := json.Unmarshal(raw, &v); err != nil {
-				return fmt.Errorf("structured CloudEvent: %s: %w", k, err)
-			}
-		}
-		k = strings.ToLower(k)
-		if err := readAttribute(m, k, "ce-"+k, v); err != nil {
-			return err
-		}
-	}
-	if raw, ok := ev["data"]; ok {
-		data = structuredData(m, raw)
-	}
-	m.Data = data
-	return nil
-}
-
-// structuredData returns the bytes that data stands for: a JSON string is text
-// unless the content type says that the value itself is JSON.
-func structuredData(m *adapter.Message, raw json.RawMessage) []byte {
-	isJSON := m.ContentType == "" || strings.Contains(m.ContentType, "json")
-	if m.ContentType == "" {
-		m.ContentType = "application/json"
-	}
-	var s string
-	if !isJSON && json.Unmarshal(raw, &s) == nil {
-		return []byte(s)
-	}
-	return raw
-}
-
-const upperHex = "0123456789ABCDEF"
-
-// pct encodes a header value as the binding asks: the space, ", % and all that
-// is outside U+0021 to U+007E, as the bytes of UTF-8.
-// What is no UTF-8 could not be read back: it is replaced.
-func pct(s string) string {
-	if !utf8.ValidString(s) {
-		s = strings.ToValidUTF8(s, "\uFFFD")
-	}
-	return escape(s, func(c byte) bool { return c == '"' || c == '%' })
-}
-
-// pctKey encodes the name of a header: it may hold neither a colon nor an upper
-// case letter (names are folded when read).
-func pctKey(s string) string {
-	return escape(s, func(c byte) bool { return c == ':' || c == '%' || (c >= 'A' && c <= 'Z') })
-}
-
-func escape(s string, special func(byte) bool) string {
-	bad := func(c byte) bool { return c <= ' ' || c > '~' || special(c) }
-	n := 0
-	for i := range len(s) {
-		if bad(s[i]) {
-			n++
-		}
-	}
-	if n == 0 {
-		return s
-	}
-	b := make([]byte, 0, len(s)+2*n)
-	for i := range len(s) {
-		if c := s[i]; bad(c) {
-			b = append(b, '%', upperHex[c>>4], upperHex[c&15])
-		} else {
-			b = append(b, c)
-		}
-	}
-	return string(b)
-}
-
-// unpct undoes pct: it takes quotes off, decodes one round, and refuses what is
-// not UTF-8 then. A % that begins no escape stays, for senders that do not
-// encode.
-func unpct(s string) (string, error) {
-	if len(s) >= 2 && s[0] == '"' && s[len(s)-1] == '"' {
-		s = unquote(s[1 : len(s)-1])
-	}
-	if strings.IndexByte(s, '%') >= 0 {
-		b := make([]byte, 0, len(s))
-		for i := 0; i < len(s); i++ {
-			if s[i] == '%' && i+2 < len(s) {
-				hi, ok1 := unhex(s[i+1])
-				lo, ok2 := unhex(s[i+2])
-				if ok1 && ok2 {
-					b = append(b, hi<<4|lo)
-					i += 2
-					continue
-				}
-			}
-			b = append(b, s[i])
-		}
-		s = string(b)
-	}
-	if !utf8.ValidString(s) {
-		return "", errors.New("not UTF-8")
-	}
-	return s, nil
-}
-
-func unquote(s string) string {
-	if strings.IndexByte(s, '\\') < 0 {
-		return s
-	}
-	b := make([]byte, 0, len(s))
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+1 < len(s) {
-			i++
-		}
-		b = append(b, s[i])
-	}
-	return string(b)
-}
-
-func unhex(c byte) (byte, bool) {
-	switch {
-	case c >= '0' && c <= '9':
-		return c - '0', true
-	case c >= 'A' && c <= 'F':
-		return c - 'A' + 10, true
-	case c >= 'a' && c <= 'f':
-		return c - 'a' + 10, true
-	}
-	return 0, false
 }

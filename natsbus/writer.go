@@ -18,7 +18,7 @@ import (
 const (
 	maxItems  = 65536
 	maxBytes  = 64 << 20
-	maxUnackd = 4096 // durable events written and not acknowledged
+	maxUnackd = 4096 // durable events written and not acknowledged, for each stream
 )
 
 // Times of the writer.
@@ -34,6 +34,7 @@ type noteKind int
 
 const (
 	noteAck    noteKind = iota // an answer for an item
+	noteDo                     // call do
 	noteDown                   // the connection is lost
 	noteUp                     // it is back
 	noteGone                   // a caller has given up
@@ -45,6 +46,7 @@ const (
 type note struct {
 	kind    noteKind
 	item    *item
+	do      func()
 	msg     *nats.Msg
 	subject string
 	ch      chan struct{}
@@ -63,24 +65,25 @@ type writer struct {
 	live   load
 	keep   load          // durable
 	room   chan struct{} // closed when durable room appears
+	wanted bool          // somebody waits for that
 	closed bool
+	orders uint64 // of durable events
+	untold int    // durable events that nobody waits for
 
 	sent  atomic.Uint64 // live events written
 	safe  atomic.Uint64 // of those, known to have reached the server
 	dirty chan struct{}
+
+	muteMarks atomic.Bool // they may not be published
 
 	// What follows belongs to the goroutine.
 	up      bool
 	dials   uint64    // the connection that up speaks of
 	openAt  time.Time // nothing is written before
 	lives   []*item
-	fresh   []*item // durable, not written
-	unacked []*item // durable, written, in order
-	again   []*item // of those, what must be written again after the probe
-	probing bool    // the oldest unacknowledged event must be answered first
-	probeAt time.Time
-	backoff time.Duration
-	heard   time.Time // when the stream last answered, or was first asked
+	marks   marks
+	expired time.Time // when it was last looked for items whose time is over
+	boxes   []*outbox // does not change; the first is for what no route covers
 	idle    []chan struct{}
 }
 
@@ -92,27 +95,47 @@ type load struct {
 }
 
 func (l *load) add(it *item) bool {
-	if l.n >= maxItems || (l.n > 0 && l.bytes+it.size > maxBytes) {
+	if !l.reserve(it) {
 		return false
 	}
 	l.items = append(l.items, it)
+	return true
+}
+
+func (l *load) reserve(it *item) bool {
+	if l.n >= maxItems || (l.n > 0 && l.bytes+it.size > maxBytes) {
+		return false
+	}
 	l.n++
 	l.bytes += it.size
 	return true
 }
 
 func newWriter(c *conn) *writer {
-	return &writer{c: c, notes: newMailbox[note](), room: make(chan struct{}), dirty: make(chan struct{}, 1)}
+	w := &writer{c: c, notes: newMailbox[note](), room: make(chan struct{}), dirty: make(chan struct{}, 1)}
+	w.boxes = []*outbox{{w: w, window: dedupWindow}}
+	w.marks = marks{runs: map[string]*outRun{}, emit: w.mark}
+	return w
 }
 
 // start begins to write; the connection is up.
 func (w *writer) start() {
-	w.up, w.dials = true, w.c.dials.Load()
+	w.up, w.dials = w.c.link.isUp(), w.c.dials.Load()
 	w.run = loop.Go(w.main)
 	w.sync = loop.Go(w.barriers)
 }
 
 func (w *writer) post(n note) { w.notes.put(n) }
+
+// call has the writer call f, and waits for it.
+func (w *writer) call(f func()) {
+	done := make(chan struct{})
+	w.post(note{kind: noteDo, do: func() { f(); close(done) }})
+	select {
+	case <-done:
+	case <-w.run.Done():
+	}
+}
 
 func (w *writer) acceptLive(it *item) error {
 	w.mu.Lock()
@@ -125,18 +148,41 @@ func (w *writer) acceptLive(it *item) error {
 	case closed:
 		return errClosed
 	case !ok:
-		return fmt.Errorf("natsbus: %s: %w: %d events or %d MiB wait for the connection to %s", it.topic, adapter.ErrFull, maxItems, maxBytes>>20, w.c.addr.public)
+		return w.overflow(it)
 	}
 	w.notes.poke()
 	return nil
+}
+
+func (w *writer) overflow(it *item) error {
+	return fmt.Errorf("natsbus: %s: not sent: %w: %d events or %d MiB of this class wait for the server at %s, which takes them more slowly than they are published, or not at all: publish less at once, or see what holds it up",
+		it.topic, adapter.ErrFull, maxItems, maxBytes>>20, w.c.addr.public)
 }
 
 func (w *writer) acceptDurable(ctx context.Context, it *item) error {
 	for {
 		w.mu.Lock()
 		closed, room, ok := w.closed, w.room, false
-		if !closed {
+		switch {
+		case closed:
+		case w.c.spool.diverts(it):
+			if it.reserved = !it.placed && w.keep.reserve(it); it.reserved || it.placed {
+				w.c.spool.begin()
+				w.c.spool.take(it)
+				w.mu.Unlock()
+				return nil
+			}
+		case it.placed:
+			w.keep.items = append(w.keep.items, it)
+			ok = true
+		default:
 			ok = w.keep.add(it)
+		}
+		w.wanted = w.wanted || !ok
+		w.orders++
+		it.order = w.orders
+		if ok && it.tell != nil {
+			w.untold++
 		}
 		w.mu.Unlock()
 		switch {
@@ -149,10 +195,25 @@ func (w *writer) acceptDurable(ctx context.Context, it *item) error {
 		select {
 		case <-room:
 		case <-ctx.Done():
-			return fmt.Errorf("natsbus: %s: not sent: %w: %d durable events wait for the connection to %s: %w",
-				it.topic, adapter.ErrFull, maxItems, w.c.addr.public, context.Cause(ctx))
+			return fmt.Errorf("%w: no room in %v: %w", w.overflow(it), time.Since(it.since).Round(time.Millisecond), context.Cause(ctx))
 		}
 	}
+}
+
+// acceptForwarded takes an event that lies in a spool: it is not bounded, nor counted,
+// here.
+func (w *writer) acceptForwarded(it *item) {
+	w.mu.Lock()
+	closed := w.closed
+	if !closed {
+		w.keep.items = append(w.keep.items, it)
+	}
+	w.mu.Unlock()
+	if closed {
+		it.settle(errClosed)
+		return
+	}
+	w.notes.poke()
 }
 
 // buffered is how many events were accepted and are not finished.
@@ -177,6 +238,9 @@ func (w *writer) waitIdle(ctx context.Context) error {
 
 // stop ends the writer. What is left fails, and is counted.
 func (w *writer) stop() {
+	if w.run == nil {
+		return
+	}
 	w.run.StopAndWait()
 	w.sync.StopAndWait()
 }
@@ -189,7 +253,7 @@ func (w *writer) main(ctx context.Context) {
 			w.handle(n)
 		}
 		w.takeQueues()
-		wait := w.step(time.Now())
+		wait := min(w.expire(time.Now()), w.step(time.Now()))
 		w.tellIdle()
 		timer.Reset(wait)
 		select {
@@ -210,25 +274,35 @@ func (w *writer) takeQueues() {
 	w.live.items, w.keep.items = nil, nil
 	w.mu.Unlock()
 	w.lives = append(w.lives, live...)
-	w.fresh = append(w.fresh, keep...)
+	for _, it := range keep {
+		if broken(mutantReordered) && it.forwarded {
+			it.box.fresh = append([]*item{it}, it.box.fresh...)
+			continue
+		}
+		it.box.fresh = append(it.box.fresh, it)
+	}
 }
 
 func (w *writer) handle(n note) {
 	switch n.kind {
 	case noteAck:
-		w.acked(n.item, n.msg)
+		n.item.box.acked(n.item, n.msg)
+	case noteDo:
+		n.do()
 	case noteDown:
 		w.down()
 	case noteUp:
 		w.down() // if the loss itself was overtaken
 		w.up, w.dials = true, w.c.dials.Load()
 		w.openAt = time.Now().Add(grace(w.c.addr.loopback))
-		w.ask(w.openAt)
+		w.marks.again()
+		for _, o := range w.boxes {
+			o.ask(w.openAt)
+		}
 	case noteGone:
-		w.sweep(func(it *item) bool { return it.state.Load() == gone }, nil)
+		n.item.box.sweep(func(it *item) bool { return it.state.Load() == gone }, nil)
 	case noteDenied:
-		w.sweep(func(it *item) bool { return it.msg.Subject == n.subject },
-			fmt.Errorf("natsbus: no permission to publish to %q: allow it for this user on the server", n.subject))
+		w.sweep(func(it *item) bool { return it.msg.Subject == n.subject }, denied(n.subject))
 	case noteIdle:
 		w.idle = append(w.idle, n.ch)
 	}
@@ -243,15 +317,36 @@ func (w *writer) down() {
 		w.c.log.Warn("natsbus: live events may have been lost with the connection", "count", n)
 	}
 	w.safe.Store(w.sent.Load())
+	for _, o := range w.boxes {
+		o.down()
+	}
+	w.divert("the connection was lost")
 }
 
-// ask makes the oldest unacknowledged event go alone, at the given time. Only
-// when the stream has answered it the others follow: a stream that comes up
-// while they are written would else take the later ones and refuse the first.
-func (w *writer) ask(at time.Time) {
-	w.probing = len(w.unacked) > 0
-	w.probeAt = at
-	w.again = nil
+// expire gives up, about once a second, the items that nobody waits for and whose time
+// is over. It returns when to do so again.
+func (w *writer) expire(now time.Time) time.Duration {
+	w.mu.Lock()
+	untold := w.untold
+	w.mu.Unlock()
+	if untold == 0 {
+		return time.Hour
+	}
+	if d := w.expired.Add(time.Second).Sub(now); d > 0 {
+		return d
+	}
+	w.expired = now
+	for _, o := range w.boxes {
+		o.expire(now)
+	}
+	return time.Second
+}
+
+// sweep finishes every durable item that f picks.
+func (w *writer) sweep(f func(*item) bool, err error) {
+	for _, o := range w.boxes {
+		o.sweep(f, err)
+	}
 }
 
 // step writes what may be written and returns how long it has nothing to do.
@@ -262,91 +357,39 @@ func (w *writer) step(now time.Time) time.Duration {
 	if d := w.openAt.Sub(now); d > 0 {
 		return d
 	}
-	if !w.writeLive() {
+	if !w.writeLive(now) {
 		return writeRetry
 	}
-	if len(w.unacked) > 0 && !w.probing && now.Sub(w.heard) > ackPatience {
-		w.ask(now)
-	}
-	if w.probing {
-		return w.probe(now)
-	}
-	for len(w.again) > 0 {
-		if it := w.again[0]; it.state.Load() == written && !w.write(it) {
-			return writeRetry
+	wait := w.marks.step(now)
+	for _, o := range w.boxes {
+		if len(o.unacked) > 0 && now.Sub(o.heard) > awayAfter {
+			w.divert("stream " + o.stream + " does not answer")
 		}
-		w.again = w.again[1:]
+		wait = min(wait, o.step(now))
 	}
-	if !w.writeFresh() {
-		return writeRetry
-	}
-	if len(w.unacked) > 0 {
-		return ackPatience / 4
-	}
-	return time.Hour
+	return wait
 }
 
-func (w *writer) writeLive() bool {
+func (w *writer) writeLive(now time.Time) bool {
 	n := 0
 	ok := true
 	for ; n < len(w.lives) && ok; n++ {
+		w.marks.begin(w.lives[n], now)
 		if ok = w.write(w.lives[n]); !ok {
 			break
 		}
 	}
 	if n > 0 {
 		w.release(&w.live, w.lives[:n])
+		for _, it := range w.lives[:n] {
+			it.reuse()
+		}
 		if w.lives = w.lives[n:]; len(w.lives) == 0 {
 			w.lives = nil
 		}
 		w.markDirty()
 	}
 	return ok
-}
-
-func (w *writer) writeFresh() bool {
-	for len(w.fresh) > 0 && len(w.unacked) < maxUnackd {
-		it := w.fresh[0]
-		if it.state.CompareAndSwap(queued, written) {
-			if len(w.unacked) == 0 {
-				w.heard = time.Now()
-			}
-			it.token = w.c.mux.expect(func(m *nats.Msg) { w.post(note{kind: noteAck, item: it, msg: m}) })
-			it.msg.Reply = w.c.mux.subject(it.token)
-			w.unacked = append(w.unacked, it)
-			if !w.write(it) {
-				if it.state.Load() == written { // else it was refused for good
-					w.unacked = w.unacked[:len(w.unacked)-1]
-					w.c.mux.forget(it.token)
-					it.state.CompareAndSwap(written, queued)
-				}
-				return false
-			}
-		} else {
-			w.finish(it, nil)
-		}
-		w.fresh = w.fresh[1:]
-	}
-	if len(w.fresh) == 0 {
-		w.fresh = nil
-	}
-	return true
-}
-
-// probe sends the oldest unacknowledged event alone when its time has come.
-func (w *writer) probe(now time.Time) time.Duration {
-	if len(w.unacked) == 0 {
-		w.probing = false
-		return 0
-	}
-	if d := w.probeAt.Sub(now); d > 0 {
-		return d
-	}
-	if !w.write(w.unacked[0]) {
-		return writeRetry
-	}
-	w.probeAt = now.Add(ackPatience / 3)
-	return ackPatience / 3
 }
 
 // write gives one message to nats.go. False means: not now.
@@ -358,84 +401,26 @@ func (w *writer) write(it *item) bool {
 	err := w.c.nc.PublishMsg(it.msg)
 	switch {
 	case err == nil:
-		if it.class == adapter.Live {
+		if it.class == adapter.Live && !it.internal {
 			w.sent.Add(1)
+			w.marks.wrote(it)
 		}
 		return true
 	case permanent(err):
-		err = fmt.Errorf("natsbus: %s: %w", it.topic, err)
+		if errors.Is(err, nats.ErrMaxPayload) { // it was less when the event was accepted
+			err = w.c.tooLarge(it, w.c.nc.MaxPayload())
+		} else {
+			err = fmt.Errorf("natsbus: %s: %w", it.topic, err)
+		}
 		if it.class == adapter.Live {
 			w.c.drop(1, err)
 		} else {
-			w.finish(it, err)
-			w.compact()
+			w.finish(it, it.refusal(err))
+			it.box.compact()
 		}
 		return true
 	}
 	return false
-}
-
-// acked takes the answer to an item.
-func (w *writer) acked(it *item, m *nats.Msg) {
-	if it.state.Load() != written {
-		return
-	}
-	first := len(w.unacked) > 0 && w.unacked[0] == it
-	retry, err := w.c.verdict(it, m)
-	if retry {
-		if !w.probing || first {
-			w.backoff = min(max(2*w.backoff, backoffFirst), backoffCap)
-			w.ask(time.Now().Add(w.backoff))
-		}
-		return
-	}
-	w.heard = time.Now()
-	w.backoff = 0
-	w.finish(it, err)
-	w.compact()
-	if w.probing && first {
-		w.probing = false
-		w.again = append([]*item(nil), w.unacked...)
-	}
-}
-
-// compact forgets finished items at the head, and all of them now and then.
-func (w *writer) compact() {
-	for len(w.unacked) > 0 && w.unacked[0].state.Load() >= gone {
-		w.unacked = w.unacked[1:]
-	}
-	if len(w.unacked) == 0 {
-		w.unacked = nil
-		w.probing = false
-	} else if len(w.unacked) >= maxUnackd {
-		w.unacked = pending(w.unacked)
-	}
-}
-
-func pending(items []*item) []*item {
-	var rest []*item
-	for _, it := range items {
-		if it.state.Load() < gone {
-			rest = append(rest, it)
-		}
-	}
-	return rest
-}
-
-// sweep finishes every durable item that f picks.
-func (w *writer) sweep(f func(*item) bool, err error) {
-	for _, list := range [][]*item{w.unacked, w.fresh} {
-		for _, it := range list {
-			if it.state.Load() != done && f(it) {
-				w.finish(it, err)
-			}
-		}
-	}
-	head := w.unacked
-	w.unacked, w.fresh = pending(w.unacked), pending(w.fresh)
-	if w.probing && len(head) > 0 && (len(w.unacked) == 0 || w.unacked[0] != head[0]) {
-		w.ask(time.Now()) // another one is the oldest now
-	}
 }
 
 // finish gives a durable item its result. An item is finished once.
@@ -447,13 +432,23 @@ func (w *writer) finish(it *item, err error) {
 	if it.token != "" {
 		w.c.mux.forget(it.token)
 	}
-	w.release(&w.keep, []*item{it})
-	if before != gone {
+	if _, full := errors.AsType[*streamFull](err); !it.forwarded && !it.placed && !(full && it.tell != nil) {
+		w.release(&w.keep, []*item{it})
+	}
+	switch {
+	case it.forwarded:
+		it.tell(err)
+	case it.tell != nil:
+		w.mu.Lock()
+		w.untold--
+		w.mu.Unlock()
+		it.tell(err)
+	case before != gone:
 		it.done <- err
 	}
 }
 
-func (w *writer) release(l *load, items []*item) {
+func (w *writer) release(l *load, items []*item) (empty bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	full := l.n >= maxItems || l.bytes > maxBytes/2
@@ -461,9 +456,17 @@ func (w *writer) release(l *load, items []*item) {
 	for _, it := range items {
 		l.bytes -= it.size
 	}
-	if l == &w.keep && full {
+	if l == &w.keep && (full || l.n == 0) {
+		w.tellRoom()
+	}
+	return l.n == 0
+}
+
+// tellRoom wakes those that wait for room. mu is held.
+func (w *writer) tellRoom() {
+	if w.wanted {
 		close(w.room)
-		w.room = make(chan struct{})
+		w.room, w.wanted = make(chan struct{}), false
 	}
 }
 
@@ -479,8 +482,11 @@ func (w *writer) tellIdle() {
 
 // end fails what is left when the adapter closes.
 func (w *writer) end() {
+	w.takeQueues()
+	w.divert("closed")
 	w.mu.Lock()
 	w.closed = true
+	w.tellRoom()
 	w.mu.Unlock()
 	w.takeQueues()
 	if n := len(w.lives); n > 0 {
@@ -488,13 +494,15 @@ func (w *writer) end() {
 		w.lives = nil
 		w.c.drop(n, fmt.Errorf("natsbus: closed with %d live events that were not sent", n))
 	}
-	for _, it := range w.unacked {
-		w.finish(it, fmt.Errorf("natsbus: %s: %w", it.topic, errors.Join(adapter.ErrInDoubt, adapter.ErrClosed)))
+	for _, o := range w.boxes {
+		for _, it := range o.unacked {
+			w.finish(it, fmt.Errorf("natsbus: %s: %w", it.topic, errors.Join(adapter.ErrInDoubt, adapter.ErrClosed)))
+		}
+		for _, it := range o.fresh {
+			w.finish(it, errClosed)
+		}
+		o.unacked, o.fresh = nil, nil
 	}
-	for _, it := range w.fresh {
-		w.finish(it, errClosed)
-	}
-	w.unacked, w.fresh = nil, nil
 }
 
 func (w *writer) markDirty() {

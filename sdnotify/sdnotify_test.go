@@ -304,3 +304,44 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// What a service has sent before it ended is heard, however slow the manager is, and
+// though it must not wait for that.
+func TestDrainHearsTheLastWords(t *testing.T) {
+	path := socketPath(t)
+	begun, goOn := make(chan struct{}, 1), make(chan struct{})
+	var heard []string
+	r, err := sdnotify.Receive(path, func(m sdnotify.Message) {
+		select {
+		case begun <- struct{}{}:
+		default:
+		}
+		<-goOn
+		heard = append(heard, m.Status)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NOTIFY_SOCKET", path)
+	var want []string
+	for i := range 8 { // a socket holds 10 at least
+		want = append(want, strconv.Itoa(i))
+		if err := sdnotify.Notify(sdnotify.Status(want[i])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-begun
+	r.Drain()
+	close(goOn)
+	<-r.Done()
+	if !reflect.DeepEqual(heard, want) {
+		t.Errorf("heard %q of %q", heard, want)
+	}
+	r.Drain()
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}

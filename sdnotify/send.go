@@ -19,6 +19,8 @@ const (
 	Ready    = daemon.SdNotifyReady    // started, or done reloading
 	Stopping = daemon.SdNotifyStopping // draining, then going
 	Watchdog = daemon.SdNotifyWatchdog // still alive
+
+	WatchdogTrigger = "WATCHDOG=trigger" // not alive: treat me as if the watchdog had run out
 )
 
 // SendTimeout bounds a [Notify] whose manager does not read its socket.

@@ -9,14 +9,36 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"time"
 )
 
 // A Config says what to run. Only Command is required.
 type Config struct {
-	// Command is the argv of a worker. It is looked up in PATH anew for each
-	// worker, so that a rolling restart takes what is installed by then.
+	// Command is the argv of a worker. What it and Dir lead to is looked up at the
+	// start, by each rolling restart and by each deploy. A worker that dies meanwhile
+	// is started again as what it was, for as long as that program can be had: see
+	// State.
 	Command []string
+	// Dir is the workers' working directory, if not the master's; an absolute path.
+	// Where it leads through a symbolic link, a new release is what the link leads to
+	// by then.
+	Dir string
+	// State, if any, is a directory in which the last good release is kept: the
+	// latest whose workers all became ready and, of a deploy, passed its probation.
+	// It is what a master starts, if it is started with the same Command. A program
+	// that Command names by a path, not by a name that is looked up in PATH, is
+	// copied there, so that it can be started again after it was replaced.
+	State string
+	// EnvFile, if any, has NAME=VALUE lines that are set in the workers'
+	// environment. It is read at the start, at each rolling restart, and by a
+	// re-executed master. If it cannot be read there is no restart.
+	EnvFile string
+	// User, if any, is whom the workers run as: USER or USER:GROUP, by names or
+	// numbers, with all groups of that user and its HOME. Only root can name another.
+	User string
+	// Umask, if any, is that of the workers, in octal.
+	Umask string
 	// Workers is how many there are; 1 if 0.
 	Workers int
 	// Listen are the sockets: "tcp://127.0.0.1:8080" or "unix:///path", each
@@ -26,6 +48,11 @@ type Config struct {
 	Listen []string
 	// PIDFile, if any, holds the master's pid while it runs.
 	PIDFile string
+	// Control, if any, is the path of a unix socket over which the master tells
+	// how it is and takes requests, from its own user and root; see [Control]. At
+	// most some 90 bytes. While an upgrade is under way the old master's is at
+	// Control + ".oldbin".
+	Control string
 
 	// ReadyTimeout bounds the start of a worker until READY=1; 30 s if 0.
 	ReadyTimeout time.Duration
@@ -49,8 +76,11 @@ type Config struct {
 
 	// Stdout and Stderr get what workers write; os.Stdout and os.Stderr if
 	// nil. Writes come from several goroutines, but one at a time for each of
-	// the two. A Stdout that is an *os.File is given to the workers as it is.
+	// the two. A Stdout that is an *os.File is given to the workers as
+	// it is, unless LogPrefix is set.
 	Stdout, Stderr io.Writer
+	// LogPrefix sets "[SLOT PID] " before each line that a worker writes.
+	LogPrefix bool
 	// Logger gets what the master has to say; slog.Default() if nil.
 	Logger *slog.Logger
 	// Events gets the event stream, if not nil. To let a re-executed master
@@ -95,8 +125,18 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if len(c.Command) == 0 {
 		errs = append(errs, errors.New("supervisor: Command is empty: give the worker's program after --"))
-	} else if _, err := exec.LookPath(c.Command[0]); err != nil {
+	} else if _, err := exec.LookPath(within(c.Dir, c.Command[0])); err != nil {
 		errs = append(errs, fmt.Errorf("supervisor: Command: %w", err))
+	}
+	if c.Umask != "" {
+		if _, err := parseUmask(c.Umask); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if c.Dir != "" && !filepath.IsAbs(c.Dir) {
+		errs = append(errs, fmt.Errorf("supervisor: Dir is %q: give an absolute path", c.Dir))
+	} else if c.Dir != "" {
+		errs = append(errs, mayEnter(c.Dir))
 	}
 	names := map[string]bool{}
 	for i, l := range c.Listen {

@@ -33,6 +33,9 @@
 // QUIT to the old one, whose pid is in PIDFile.oldbin. To go back: QUIT to
 // the new one instead.
 //
+// Over the control socket, [Config.Control], the same can be asked for, see
+// [Requests]. There each request counts.
+//
 // # What a worker is given
 //
 //	LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID  the sockets, from descriptor 3
@@ -41,6 +44,7 @@
 //	TIDINGS_PARENT_FD                       a pipe that ends when the master does
 //	TIDINGS_GENERATION, TIDINGS_WORKER      numbers from 1 and from 0
 //	TIDINGS_DRAIN_TIMEOUT                   a Go duration: how long it has after QUIT
+//	TIDINGS_STOP_TIMEOUT                    how long it has after TERM
 //
 // It runs in a process group of its own, so that Ctrl-C on a terminal reaches
 // the master alone, and reads from /dev/null. The read end of

@@ -8,23 +8,32 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tidings-go/tidings/sdnotify"
 )
 
 // Kinds of [Event].
 const (
-	EventMasterStarted   = "master_started"
-	EventWorkerStarted   = "worker_started"
-	EventWorkerReady     = "worker_ready"
-	EventWorkerQuitSent  = "worker_quit_sent" // QUIT or TERM, as Signal says
-	EventWorkerKillSent  = "worker_kill_sent" // it did not go, start or answer in time
-	EventWorkerExited    = "worker_exited"
-	EventGenerationReady = "generation_ready" // every worker is ready and of this generation
-	EventRollFailed      = "roll_failed"      // a rolling restart ended early; old workers stay
-	EventReexecStarted   = "reexec_started"
-	EventReexecRefused   = "reexec_refused"
-	EventReexecDied      = "reexec_died"
-	EventSignal          = "signal"
-	EventStopped         = "stopped"
+	EventMasterStarted    = "master_started"
+	EventWorkerStarted    = "worker_started"
+	EventWorkerReady      = "worker_ready"
+	EventWorkerQuitSent   = "worker_quit_sent" // QUIT or TERM, as Signal says
+	EventWorkerKillSent   = "worker_kill_sent" // it did not go, start or answer in time
+	EventWorkerExited     = "worker_exited"
+	EventWorkerBackoff    = "worker_backoff"   // it died, and is started again after a pause
+	EventGenerationReady  = "generation_ready" // every worker is ready and of this generation
+	EventRollFailed       = "roll_failed"      // a rolling restart ended early; old workers stay
+	EventReexecStarted    = "reexec_started"
+	EventReexecRefused    = "reexec_refused"
+	EventReexecDied       = "reexec_died"
+	EventDeployStarted    = "deploy_started"
+	EventDeployReady      = "deploy_ready"       // every new worker is; the probation begins
+	EventDeployCommitted  = "deploy_committed"   // old workers are asked to go
+	EventDeployRolledBack = "deploy_rolled_back" // new workers are asked to go
+	EventDeployEnded      = "deploy_ended"       // and are gone
+	EventSignal           = "signal"
+	EventRequest          = "request" // over the control socket; Signal, if any, has the same effect, Reason is why it was refused
+	EventStopped          = "stopped"
 )
 
 // An Event is one line of [Config.Events], as JSON.
@@ -38,7 +47,11 @@ type Event struct {
 	Slot       *int      `json:"slot,omitempty"`      // which of the workers, from 0
 	ExitCode   *int      `json:"exit_code,omitempty"` // absent if a signal ended it
 	Signal     string    `json:"signal,omitempty"`    // what ended it ("killed"), was sent to it ("QUIT") or was received ("HUP")
+	Request    string    `json:"request,omitempty"`
 	Reason     string    `json:"reason,omitempty"`
+	// Report is the last that a worker that exited has sent, if any. After a drain it
+	// is Final: what the worker took, and what became of it.
+	Report *sdnotify.Report `json:"report,omitempty"`
 }
 
 // emit completes e and writes it as one write, so that the lines of two

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -25,6 +26,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tidings-go/tidings/internal/loop"
+	"github.com/tidings-go/tidings/internal/testkit"
 	"github.com/tidings-go/tidings/sdnotify"
 	"github.com/tidings-go/tidings/supervisor"
 )
@@ -52,11 +54,14 @@ func TestMain(m *testing.M) {
 
 // testConfig is what of Config a test sets, plus where events go.
 type testConfig struct {
-	Workers                                                    int
-	Listen                                                     []string
-	Command                                                    []string
-	PIDFile, EventsFile                                        string
-	ReadyTimeout, DrainTimeout, StopTimeout, Watchdog, Backoff time.Duration
+	Workers                                                        int
+	Listen                                                         []string
+	Command                                                        []string
+	PIDFile, EventsFile, Control, Dir, EnvFile, Umask, User, State string
+	ReadyTimeout, DrainTimeout, StopTimeout, Watchdog, Backoff     time.Duration
+	TermGraceful                                                   bool
+	LogPrefix                                                      bool
+	BackoffMax                                                     time.Duration // 8 times Backoff if 0
 }
 
 func masterMain(text string) int {
@@ -69,10 +74,11 @@ func masterMain(text string) int {
 		panic(err)
 	}
 	err = supervisor.Run(context.Background(), supervisor.Config{
-		Command: c.Command, Workers: c.Workers, Listen: c.Listen, PIDFile: c.PIDFile,
+		Command: c.Command, Workers: c.Workers, Listen: c.Listen, PIDFile: c.PIDFile, Control: c.Control, LogPrefix: c.LogPrefix, Dir: c.Dir, State: c.State, EnvFile: c.EnvFile, Umask: c.Umask, User: c.User, TermGraceful: c.TermGraceful,
 		ReadyTimeout: c.ReadyTimeout, DrainTimeout: c.DrainTimeout, StopTimeout: c.StopTimeout, Watchdog: c.Watchdog,
-		BackoffMin: c.Backoff, BackoffMax: 8 * c.Backoff,
+		BackoffMin: c.Backoff, BackoffMax: max(8*c.Backoff, c.BackoffMax),
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Events: events,
+		Reopen: func() error { return tally(c.EventsFile + ".reopened") },
 	})
 	events.Close()
 	if err != nil {
@@ -86,18 +92,40 @@ func masterMain(text string) int {
 	return 0
 }
 
+// tally makes a file one byte longer.
+func tally(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write([]byte{'.'})
+	return errors.Join(err, f.Close())
+}
+
 // workerMain behaves as dir/mode says at its start: "ok" serves; "crash" dies
 // before it is ready, "dies" after; "silent" never is ready; "slow" drains
-// until somebody opens dir/gate; "stubborn" ignores QUIT and TERM; "hung" is
-// ready but sends no watchdog.
+// until somebody opens dir/gate; "tells" is as silent, and reports what it waits
+// for; "last" reports much when told to go, and is gone at once; "stubborn" ignores
+// QUIT and TERM; "hung" is ready but sends no watchdog; "app" and "http" are built
+// on package worker; "web" and "billing" are the examples.
 func workerMain(dir string) int {
 	text, err := os.ReadFile(filepath.Join(dir, "mode"))
 	if err != nil {
 		panic(err)
 	}
 	mode := strings.TrimSpace(string(text))
+	switch mode {
+	case "app":
+		return appMain(dir)
+	case "http":
+		return httpMain(dir)
+	case "web":
+		return webMain()
+	case "billing":
+		return billingMain()
+	}
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGQUIT, syscall.SIGTERM)
+	signal.Notify(signals, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1)
 	if mode == "hung" {
 		signal.Reset()
 	}
@@ -111,7 +139,7 @@ func workerMain(dir string) int {
 		panic(err)
 	}
 	var accepting []*loop.Loop
-	for _, ls := range listeners {
+	for name, ls := range listeners {
 		for _, l := range ls {
 			accepting = append(accepting, loop.Go(func(context.Context) {
 				for {
@@ -120,7 +148,7 @@ func workerMain(dir string) int {
 						return
 					}
 					conns.Go(func() {
-						fmt.Fprintln(conn, os.Getpid(), os.Getenv("TIDINGS_GENERATION"))
+						fmt.Fprintln(conn, os.Getpid(), os.Getenv("TIDINGS_GENERATION"), name)
 						conn.Close()
 					})
 				}
@@ -136,7 +164,17 @@ func workerMain(dir string) int {
 		_, _ = io.Copy(io.Discard, os.NewFile(uintptr(fd), "parent"))
 		close(orphaned)
 	})
-	if mode != "silent" {
+	if mode == "tells" {
+		r := sdnotify.Report{Version: "v7", Subscriptions: []sdnotify.SubscriptionReport{{Pattern: "order.*", Group: "billing", Durable: true, Queued: 3}}}
+		if err := errors.Join(sdnotify.Notify(sdnotify.Status("waiting for order.*")), r.Send()); err != nil {
+			panic(err)
+		}
+	}
+	tell, final := reportOf(dir)
+	tell()
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	if mode != "silent" && mode != "tells" {
 		if err := sdnotify.Notify(sdnotify.Ready); err != nil {
 			panic(err)
 		}
@@ -146,14 +184,28 @@ func workerMain(dir string) int {
 	}
 	for {
 		select {
+		case <-again.C:
+			tell()
 		case <-orphaned:
 			if err := os.WriteFile(filepath.Join(dir, "orphaned"), nil, 0o600); err != nil {
 				panic(err)
 			}
 			return 0
 		case s := <-signals:
+			if s == syscall.SIGUSR1 {
+				if err := tally(filepath.Join(dir, "usr1")); err != nil {
+					panic(err)
+				}
+				continue
+			}
 			if mode == "stubborn" {
 				continue
+			}
+			if mode == "last" {
+				if err := lastReport().Send(); err != nil {
+					panic(err)
+				}
+				return 0
 			}
 			if mode == "slow" && s == syscall.SIGQUIT {
 				if _, err := os.ReadFile(filepath.Join(dir, "gate")); err != nil {
@@ -169,9 +221,50 @@ func workerMain(dir string) int {
 				l.StopAndWait()
 			}
 			conns.Wait()
+			final()
 			return 0
 		}
 	}
+}
+
+// reportOf returns what tells the master what dir/report has, if it is there, and
+// what does so for the last time, with the ids of what is left.
+func reportOf(dir string) (tell, final func()) {
+	text, err := os.ReadFile(filepath.Join(dir, "report"))
+	if errors.Is(err, os.ErrNotExist) {
+		return func() {}, func() {}
+	}
+	var s sdnotify.SubscriptionReport
+	if err := errors.Join(err, json.Unmarshal(text, &s)); err != nil {
+		panic(err)
+	}
+	r := sdnotify.Report{Version: "v7", Subscriptions: []sdnotify.SubscriptionReport{s}}
+	send := func() {
+		if err := r.Send(); err != nil {
+			panic(err)
+		}
+	}
+	return send, func() {
+		r.Final = true
+		if s.Durable && s.Left > 0 {
+			l := sdnotify.LeftReport{Pattern: s.Pattern, Group: s.Group}
+			for i := range s.Left {
+				l.IDs = append(l.IDs, fmt.Sprintf("event-%d", i))
+			}
+			r.Left = append(r.Left, l)
+		}
+		send()
+	}
+}
+
+// lastReport takes many datagrams.
+func lastReport() sdnotify.Report {
+	r := sdnotify.Report{Version: "v8", Final: true, Subscriptions: []sdnotify.SubscriptionReport{{Pattern: "order.*", Group: "billing", Received: 5000, Left: 5000}}}
+	r.Left = []sdnotify.LeftReport{{Pattern: "order.*", Group: "billing"}}
+	for i := range 5000 {
+		r.Left[0].IDs = append(r.Left[0].IDs, fmt.Sprintf("id-of-event-%d", i))
+	}
+	return r
 }
 
 // A rig is a master under test and what it has said.
@@ -181,6 +274,7 @@ type rig struct {
 	bin    string // a symbolic link to the test binary
 	cfg    testConfig
 	cmd    *exec.Cmd
+	wrap   func(*exec.Cmd) // how it is started, if not directly
 	stderr *syncBuffer
 	exited chan error
 	events chan supervisor.Event
@@ -216,6 +310,7 @@ func newRig(t *testing.T, cfg testConfig) *rig {
 	cfg.Command = []string{self, "worker", dir}
 	cfg.PIDFile = filepath.Join(dir, "pid")
 	cfg.EventsFile = filepath.Join(dir, "events")
+	cfg.Control = supervisor.ControlPath(cfg.PIDFile)
 	if cfg.Backoff == 0 {
 		cfg.Backoff = 10 * time.Millisecond
 	}
@@ -228,7 +323,9 @@ func newRig(t *testing.T, cfg testConfig) *rig {
 	check(t, err)
 	r.events = make(chan supervisor.Event, 4096)
 	reader := loop.Go(func(context.Context) {
-		for s := bufio.NewScanner(fifo); s.Scan(); {
+		s := bufio.NewScanner(fifo)
+		s.Buffer(nil, 1<<20) // an event may hold a report
+		for s.Scan() {
 			var e supervisor.Event
 			if err := json.Unmarshal(s.Bytes(), &e); err != nil {
 				t.Errorf("event %q: %v", s.Text(), err)
@@ -263,6 +360,9 @@ func (r *rig) command(env ...string) *exec.Cmd {
 	cmd.Stderr = r.stderr
 	cmd.Stdout = r.stderr
 	cmd.WaitDelay = time.Second
+	if r.wrap != nil {
+		r.wrap(cmd)
+	}
 	return cmd
 }
 
@@ -288,6 +388,13 @@ func (r *rig) start(env ...string) *rig {
 		}
 	})
 	return r
+}
+
+// startReady returns the master's pid once its workers are ready.
+func startReady(r *rig) int {
+	r.start()
+	r.awaitKind(supervisor.EventGenerationReady)
+	return r.cmd.Process.Pid
 }
 
 // living returns the workers and re-executed masters not known to have ended.
@@ -370,7 +477,7 @@ func (r *rig) pidIn(name string) int {
 // A client connects in a loop and counts what is refused or cut off.
 type client struct {
 	loop   *loop.Loop
-	served map[string]int // by "pid generation"
+	served map[string]int // by "pid generation socket"
 	failed []error
 	first  chan struct{}
 }
@@ -402,8 +509,5 @@ func startClient(addr string) *client {
 // freePort returns an address that nobody listens on.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	return testkit.FreeAddr(t)
 }

@@ -37,6 +37,13 @@ type master struct {
 	parent reexecParent // the master that executed this one, if any
 	pid    *pidFile
 
+	control  *control
+	asks     chan request
+	good     *stateDir
+	as       *identity
+	requests uint64 // taken
+	started  time.Time
+
 	sockets []socket
 	dir     string // private: the workers' notify sockets
 	stdout  *lockedWriter
@@ -46,17 +53,25 @@ type master struct {
 	messages chan notice
 	outputs  chan *worker // one for each stream of a worker that has ended
 
-	generation    int // the latest that was begun
-	announced     int // the latest of which every worker was ready
-	want          int
-	slots         []*slot
-	workers       map[int]*worker // by pid, until they are reaped and read out
-	roll          *roll
-	rollRequested bool
-	stopping      stopKind
-	child         int // pid of the re-executed master
-	failed        error
+	generation int      // the latest number that was given away
+	release    *release // the latest that was begun and has not failed
+	announced  int      // the latest of which every worker was ready
+	want       int
+	slots      []*slot
+	workers    map[int]*worker // by pid, until they are reaped and read out
+	roll       *roll
+	rolls      int // rolling restarts that were asked for and have not begun
+	deploy     *deploy
+	deploys    int      // that were begun
+	deployed   *Receipt // the last one
+	stopping   stopKind
+	child      int  // pid of the re-executed master
+	together   bool // it is to end before this one does
+	failed     error
 
+	askedAt      time.Time // for time, of the manager above
+	needUntil    time.Time
+	told         string        // to the manager above, as STATUS
 	beat         time.Duration // of the watchdog of the manager above, if any
 	beatAt       time.Time
 	eventsFailed bool
@@ -64,9 +79,13 @@ type master struct {
 
 // A slot is one of the places for a worker.
 type slot struct {
-	cur, next *worker // next only while a rolling restart replaces cur
-	deaths    int     // in a row
+	cur, next *worker  // next only while a rolling restart or a deploy replaces cur
+	release   *release // of the latest cur
+	deaths    int      // in a row
 	retryAt   time.Time
+	restarts  int // deaths in all
+	lastDeath string
+	diedAt    time.Time
 }
 
 // A notice is a datagram of a worker.
@@ -91,16 +110,16 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer m.close()
 	m.emit(Event{Event: EventMasterStarted, Generation: m.generation})
-	m.log.Info("master started", "generation", m.generation, "workers", m.want, "command", m.cfg.Command)
+	m.log.Info("master started", "generation", m.generation, "workers", m.want, "command", m.release.command)
 	m.serve(ctx)
-	m.emit(Event{Event: EventStopped, Generation: m.generation})
+	m.emit(Event{Event: EventStopped, Generation: m.release.generation})
 	m.log.Info("master stopped")
 	return m.failed
 }
 
 func newMaster(cfg Config) (_ *master, err error) {
 	// Before anything that can fail, so that a signal never meets its default.
-	m := &master{signals: catchSignals(), workers: map[int]*worker{}, pid: &pidFile{}}
+	m := &master{signals: catchSignals(), workers: map[int]*worker{}, pid: &pidFile{}, control: &control{}, asks: make(chan request), started: time.Now()}
 	defer func() {
 		if err != nil {
 			m.close()
@@ -112,20 +131,37 @@ func newMaster(cfg Config) (_ *master, err error) {
 		return nil, err
 	}
 	m.log = m.cfg.Logger.With("master", os.Getpid())
+	m.askForTime(m.cfg.ReadyTimeout) // before what may take long: to keep the program
 	m.stdout, m.stderr = &lockedWriter{w: m.cfg.Stdout}, &lockedWriter{w: m.cfg.Stderr}
 	m.messages, m.outputs = make(chan notice), make(chan *worker)
 	m.generation, m.want = m.parent.generation+1, m.cfg.Workers
 	if m.origin, err = findOrigin(m.cfg.Argv); err != nil {
 		return nil, err
 	}
+	if m.as, err = identityOf(m.cfg.User); err != nil {
+		return nil, err
+	}
 	if m.pid, err = claimPIDFile(m.cfg.PIDFile); err != nil {
 		m.pid = &pidFile{}
+		return nil, err
+	}
+	if m.control, err = openControl(m.cfg.Control, m.asks, m.log); err != nil {
+		m.control = &control{}
+		return nil, err
+	}
+	if m.good, err = openState(m.cfg.State); err != nil {
+		return nil, err
+	}
+	if m.release, err = m.first(); err != nil {
 		return nil, err
 	}
 	if m.sockets, err = openSockets(m.cfg.Listen, inherited); err != nil {
 		return nil, err
 	}
 	if m.dir, err = privateDir(); err != nil {
+		return nil, err
+	}
+	if err = m.as.give(m.dir); err != nil {
 		return nil, err
 	}
 	interval, err := sdnotify.WatchdogInterval()
@@ -157,6 +193,7 @@ func (m *master) close() {
 	if m.dir != "" {
 		os.RemoveAll(m.dir)
 	}
+	m.control.close()
 	m.pid.release()
 }
 
@@ -169,7 +206,8 @@ func (m *master) serve(ctx context.Context) {
 	for {
 		now := time.Now()
 		m.advance(now)
-		if m.stopping != running && len(m.workers) == 0 {
+		m.tellStatus()
+		if m.stopping != running && len(m.workers) == 0 && (m.child == 0 || !m.together) {
 			return
 		}
 		timer.Reset(m.nextDeadline(now))
@@ -179,6 +217,8 @@ func (m *master) serve(ctx context.Context) {
 			m.stop(stopGraceful, "end of context")
 		case <-m.signals.wake:
 			m.applySignals()
+		case r := <-m.asks:
+			m.respond(r)
 		case n := <-m.messages:
 			m.hear(n)
 		case w := <-m.outputs:
@@ -208,6 +248,9 @@ func (m *master) advance(now time.Time) {
 	for len(m.slots) < m.want {
 		m.slots = append(m.slots, &slot{})
 	}
+	m.askAgain(now)
+	m.lookForParent()
+	m.advanceDeploy(now)
 	m.advanceRoll(now)
 	if m.stopping == running { // a failed start may have ended it
 		m.fill(now)
@@ -233,11 +276,22 @@ func (m *master) nextDeadline(now time.Time) time.Duration {
 	if m.beat > 0 {
 		sooner(m.beatAt)
 	}
+	if m.roll != nil {
+		sooner(m.askedAt.Add(askEvery))
+	}
+	if m.parent.alive() {
+		sooner(now.Add(parentLook))
+	}
 	if m.stopping == running {
 		for i := range m.want {
-			if s := m.slots[i]; s.cur == nil && s.next == nil {
+			if s := m.slots[i]; m.lacks(s) {
 				sooner(s.retryAt)
 			}
+		}
+		if d := m.deploy; d != nil && d.phase == DeployProbation {
+			sooner(d.ready.Add(d.Probation))
+		} else if d != nil && !d.gone.IsZero() {
+			sooner(d.gone.Add(lastReports))
 		}
 	}
 	return max(next.Sub(now), 0)
@@ -255,40 +309,38 @@ func (m *master) fill(now time.Time) {
 			*s = slot{}
 			continue
 		}
-		draining := m.roll != nil && m.roll.mutant
-		if s.cur == nil && s.next == nil && !draining && !now.Before(s.retryAt) {
-			s.cur = m.start(i, m.generation, now)
+		if m.lacks(s) && !now.Before(s.retryAt) {
+			r := m.toStart(s)
+			s.cur, s.release = m.start(i, r, now), r
 		}
 	}
+}
+
+// lacks reports whether a slot waits for a worker. During a rolling restart its next
+// one is enough; a deploy may be taken back.
+func (m *master) lacks(s *slot) bool {
+	if m.roll != nil && m.roll.mutant {
+		return false
+	}
+	return s.cur == nil && (s.next == nil || m.deploy != nil)
 }
 
 // announce makes it known once when all workers are ready and of the latest
 // generation.
 func (m *master) announce() {
-	if m.announced == m.generation || m.roll != nil || m.want == 0 {
+	if m.announced == m.release.generation || m.roll != nil || m.want == 0 {
 		return
 	}
 	for _, s := range m.slots[:m.want] {
-		if s.cur == nil || s.cur.state != stateReady || s.cur.generation != m.generation {
+		if s.cur == nil || s.cur.state != stateReady || s.cur.generation != m.release.generation {
 			return
 		}
 	}
-	m.announced = m.generation
-	m.emit(Event{Event: EventGenerationReady, Generation: m.generation})
-	m.log.Info("generation ready", "generation", m.generation, "workers", m.want)
+	m.announced = m.release.generation
+	m.proven(m.release)
+	m.emit(Event{Event: EventGenerationReady, Generation: m.announced})
+	m.log.Info("generation ready", "generation", m.announced, "workers", m.want)
 	m.tellManagerServing()
-}
-
-// tellManager speaks to the manager above, if there is one.
-func (m *master) tellManager(state ...string) {
-	if err := sdnotify.Notify(state...); err != nil {
-		m.log.Warn("the manager above was not told", "state", state, "err", err)
-	}
-}
-
-func (m *master) tellManagerServing() {
-	m.tellManager(sdnotify.Ready, sdnotify.MainPID(os.Getpid()),
-		sdnotify.Status(fmt.Sprintf("%d workers of generation %d ready", m.want, m.announced)))
 }
 
 // stop asks all workers to end. A quicker kind overrides a slower one.
@@ -297,13 +349,14 @@ func (m *master) stop(kind stopKind, why string) {
 		return
 	}
 	m.stopping = kind
-	m.roll = nil
+	m.roll, m.rolls = nil, 0
+	m.stopDeploy(why)
 	m.log.Info("stopping", "why", why, "graceful", kind == stopGraceful, "workers", len(m.workers))
-	if m.child == 0 {
-		m.tellManager(sdnotify.Stopping)
-	} else {
-		// The service goes on in the new master.
-		m.tellManager(sdnotify.MainPID(m.child))
+	m.tellManagerStopping(kind)
+	// Whoever comes once the workers accept no more is refused at once. He would wait
+	// for all of the drain, and then be cut off.
+	for _, s := range m.sockets {
+		s.file.Close()
 	}
 	for _, w := range m.workers {
 		m.end(w, kind)

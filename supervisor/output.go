@@ -53,6 +53,38 @@ func (t *tail) String() string {
 	return strings.Join(t.lines, "\n")
 }
 
+// lastWords is the last line, as the end of a sentence.
+func (t *tail) lastWords() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.lines) == 0 {
+		return ""
+	}
+	return ", with the last words: " + t.lines[len(t.lines)-1]
+}
+
+// A prefixWriter sets a prefix before each line. One goroutine writes to it.
+type prefixWriter struct {
+	w      io.Writer
+	prefix string
+	within bool // a line that has its prefix
+	buf    []byte
+}
+
+// Write takes at most one line, as copyLines gives it, and writes it at once.
+func (p *prefixWriter) Write(line []byte) (int, error) {
+	p.buf = p.buf[:0]
+	if !p.within {
+		p.buf = append(p.buf, p.prefix...)
+	}
+	p.buf = append(p.buf, line...)
+	p.within = line[len(line)-1] != '\n'
+	if _, err := p.w.Write(p.buf); err != nil {
+		return 0, err
+	}
+	return len(line), nil
+}
+
 // copyLines passes r on to w, whole lines where they fit the buffer so that
 // the workers' lines do not mix, until r ends. A w that fails is given up, but
 // r is still read: a full pipe would stop the worker.

@@ -14,7 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const oldSuffix = ".oldbin"
+// OldSuffix is on the pid file and the control socket of a master that has executed
+// another one, until one of the two ends.
+const OldSuffix = ".oldbin"
 
 // A pidFile is the master's claim to its name. The zero path claims nothing.
 type pidFile struct {
@@ -122,14 +124,14 @@ func (p *pidFile) makeWay() error {
 	if p.base == "" {
 		return nil
 	}
-	if pid, err := readPID(p.base + oldSuffix); err == nil && alive(pid) {
+	if pid, err := readPID(p.base + OldSuffix); err == nil && alive(pid) {
 		return fmt.Errorf("supervisor: pid file %s belongs to process %d%s: an earlier upgrade is not over: QUIT that one first",
-			p.base+oldSuffix, pid, nameOf(pid))
+			p.base+OldSuffix, pid, nameOf(pid))
 	}
-	if err := os.Rename(p.base, p.base+oldSuffix); err != nil {
+	if err := os.Rename(p.base, p.base+OldSuffix); err != nil {
 		return fmt.Errorf("supervisor: pid file: %w", err)
 	}
-	p.path = p.base + oldSuffix
+	p.path = p.base + OldSuffix
 	return nil
 }
 

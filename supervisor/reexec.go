@@ -77,39 +77,46 @@ func findOrigin(argv []string) (origin, error) {
 	return o, nil
 }
 
-// reexec is USR2.
-func (m *master) reexec() {
-	refuse := func(why string) {
+// reexec is USR2. The error says why it was refused.
+func (m *master) reexec() error {
+	refuse := func(why string) error {
 		m.emit(Event{Event: EventReexecRefused, Reason: why})
 		m.log.Error("USR2 refused", "reason", why)
+		return errors.New(why)
 	}
 	switch {
 	case m.stopping != running:
-		refuse("this master is stopping")
-		return
+		return refuse("this master is stopping")
 	case os.Getpid() == 1:
-		refuse("as pid 1 the end of this master would end the container: start a new container and QUIT this one, or send HUP for new workers only")
-		return
+		return refuse("as pid 1 the end of this master would end the container: start a new container and QUIT this one, or send HUP for new workers only")
 	case m.child != 0:
-		refuse(fmt.Sprintf("the upgrade to master %d is not over: QUIT %d to go on with it, or QUIT %d to go back", m.child, os.Getpid(), m.child))
-		return
+		return refuse(fmt.Sprintf("the upgrade to master %d is not over: QUIT %d to go on with it, or QUIT %d to go back", m.child, os.Getpid(), m.child))
+	case m.deploy != nil:
+		return refuse(fmt.Sprintf("deploy %d is not over", m.deploy.number))
 	case m.parent.alive():
-		refuse(fmt.Sprintf("the upgrade from master %d is not over: QUIT it first", m.parent.pid))
-		return
+		return refuse(fmt.Sprintf("the upgrade from master %d is not over: QUIT it first", m.parent.pid))
 	}
-	if err := m.pid.makeWay(); err != nil {
-		refuse(err.Error())
-		return
-	}
-	pid, err := m.spawnMaster()
+	pid, err := m.makeWay()
 	if err != nil {
-		m.putBackPIDFile()
-		refuse(err.Error())
-		return
+		m.putBack()
+		return refuse(err.Error())
 	}
 	m.child = pid
-	m.emit(Event{Event: EventReexecStarted, PID: pid, Generation: m.generation + 1})
+	m.generation++ // it is the new master's: HUP to this one makes the next
+	m.emit(Event{Event: EventReexecStarted, PID: pid, Generation: m.generation})
 	m.log.Info("new master started", "pid", pid, "command", m.origin.argv)
+	return nil
+}
+
+// makeWay leaves the names to a new master and starts it.
+func (m *master) makeWay() (pid int, err error) {
+	if err := m.pid.makeWay(); err != nil {
+		return 0, err
+	}
+	if err := m.control.makeWay(); err != nil {
+		return 0, err
+	}
+	return m.spawnMaster()
 }
 
 // spawnMaster starts the new master, through the stub, for LISTEN_PID. It
@@ -119,7 +126,7 @@ func (m *master) spawnMaster() (int, error) {
 	for _, s := range m.sockets {
 		files = append(files, s.file.Fd())
 	}
-	env := append(environ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"), socketEnv(m.sockets)...)
+	env := append(environ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"), masterEnv(m.sockets)...)
 	pid, err := syscall.ForkExec(m.origin.stub, append([]string{m.origin.name, stubArg, "--"}, m.origin.argv...), &syscall.ProcAttr{
 		Dir:   m.origin.dir,
 		Env:   append(env, fmt.Sprintf("%s=%d:%d", reexecEnv, os.Getpid(), m.generation)),
@@ -136,16 +143,20 @@ func (m *master) reexecDied(status unix.WaitStatus) {
 	e := Event{Event: EventReexecDied, PID: m.child}
 	words := exitOf(status, &e)
 	m.emit(e)
-	m.log.Error("new master died: this one goes on", "pid", m.child, "status", words)
+	if m.stopping == running {
+		m.log.Error("new master died: this one goes on", "pid", m.child, "status", words)
+	} else {
+		m.log.Info("new master gone", "pid", m.child, "status", words)
+	}
 	m.child = 0
-	m.putBackPIDFile()
+	m.putBack()
 	if m.stopping == running && m.announced > 0 {
-		m.tellManagerServing() // the dead one may have named itself
+		m.tellManagerServing() // after what the dead one has said
 	}
 }
 
-func (m *master) putBackPIDFile() {
-	if err := m.pid.putBack(); err != nil {
-		m.log.Error("pid file was not put back", "err", err)
+func (m *master) putBack() {
+	if err := errors.Join(m.pid.putBack(), m.control.putBack()); err != nil {
+		m.log.Error("names were not put back", "err", err)
 	}
 }

@@ -14,38 +14,54 @@ import (
 // A roll is a rolling restart: slot by slot a new worker is started, becomes
 // ready, and only then the old one is asked to go and waited for.
 type roll struct {
-	generation int
-	slot       int     // being replaced
-	leaving    *worker // the old one of slot, once it was asked to go
-	mutant     bool    // stop-before-ready: all old ones leave first
+	*release
+	slot    int     // being replaced
+	leaving *worker // the old one of slot, once it was asked to go
+	mutant  bool    // stop-before-ready: all old ones leave first
 }
 
 // advanceRoll goes as far with the rolling restart as it can without waiting.
 func (m *master) advanceRoll(now time.Time) {
-	if m.roll == nil {
-		if !m.rollRequested {
+	// One that was asked for meanwhile begins here: nothing else may happen that
+	// would bring us back.
+	for m.roll != nil || m.rolls > 0 && m.deploy == nil {
+		if m.roll == nil {
+			m.beginRoll()
+			if m.roll == nil {
+				continue // it has failed
+			}
+		}
+		if m.roll.mutant {
+			m.advanceMutantRoll()
 			return
 		}
-		m.beginRoll()
-	}
-	if m.roll.mutant {
-		m.advanceMutantRoll()
-		return
-	}
-	for m.roll != nil && m.roll.slot < m.want {
-		if !m.advanceSlot(now) {
-			return
+		for m.roll != nil && m.roll.slot < m.want {
+			if !m.advanceSlot(now) && m.roll != nil {
+				return
+			}
+		}
+		if m.roll != nil {
+			m.release = m.roll.release
+			m.endRoll()
 		}
 	}
-	m.endRoll()
 }
 
 func (m *master) beginRoll() {
-	m.rollRequested = false
+	m.rolls--
 	m.generation++
-	m.roll = &roll{generation: m.generation, mutant: mutant.On(mutantStopBeforeReady)}
+	m.roll = &roll{release: &release{generation: m.generation}, mutant: mutant.On(mutantStopBeforeReady)}
 	m.log.Info("rolling restart", "generation", m.generation, "workers", m.want)
 	m.tellManager(sdnotify.Reloading())
+	r, err := m.resolve(m.generation, m.release.command)
+	if err == nil {
+		err = m.keep(r)
+	}
+	if err != nil {
+		m.failRoll(err.Error())
+		return
+	}
+	m.roll.release = r
 	for _, s := range m.slots {
 		s.deaths, s.retryAt = 0, time.Time{} // what kept dying may be repaired
 	}
@@ -82,7 +98,8 @@ func (m *master) advanceSlot(now time.Time) bool {
 		return s.cur.state == stateReady
 	}
 	if s.next == nil {
-		if s.next = m.start(r.slot, r.generation, now); s.next == nil {
+		m.askForTime(m.cfg.ReadyTimeout + m.cfg.DrainTimeout)
+		if s.next = m.start(r.slot, r.release, now); s.next == nil {
 			m.failRoll("a worker could not be started")
 			return false
 		}
@@ -91,7 +108,7 @@ func (m *master) advanceSlot(now time.Time) bool {
 		return false
 	}
 	old := s.cur
-	s.cur, s.next = s.next, nil
+	s.cur, s.next, s.release = s.next, nil, r.release
 	if old == nil {
 		r.slot++
 		return true
@@ -134,6 +151,7 @@ func (m *master) advanceMutantRoll() {
 	for _, s := range m.slots {
 		*s = slot{}
 	}
+	m.release = m.roll.release
 	m.endRoll() // fill starts the new ones
 }
 
@@ -143,7 +161,7 @@ func (m *master) advanceMutantRoll() {
 func (m *master) backoff(deaths int) time.Duration {
 	d := m.cfg.BackoffMin
 	for range deaths - 1 {
-		if d >= m.cfg.BackoffMax/2 {
+		if d > m.cfg.BackoffMax/2 {
 			d = m.cfg.BackoffMax
 			break
 		}

@@ -3,6 +3,7 @@
 package supervisor_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -390,17 +391,28 @@ func TestManagerAboveIsTold(t *testing.T) {
 		}
 	}
 	r.start("NOTIFY_SOCKET=" + above.Path())
+	atLeast := func(d time.Duration) func(sdnotify.Message) bool {
+		return func(m sdnotify.Message) bool { return m.ExtendTimeout > d }
+	}
+	expect("how long a start takes", atLeast(30*time.Second))
 	expect("READY", func(m sdnotify.Message) bool { return m.Ready && m.MainPID == r.cmd.Process.Pid })
 	r.signal(syscall.SIGHUP)
 	expect("RELOADING", func(m sdnotify.Message) bool { return m.Reloading })
+	expect("how long it takes", atLeast(60*time.Second))
 	expect("READY after it", func(m sdnotify.Message) bool { return m.Ready })
 	r.signal(syscall.SIGUSR2)
 	next := r.awaitKind(supervisor.EventReexecStarted).PID
-	expect("the new MAINPID", func(m sdnotify.Message) bool { return m.Ready && m.MainPID == next })
+	expect("that it can be QUIT", func(m sdnotify.Message) bool {
+		return m.MainPID == 0 && m.Status == fmt.Sprintf("upgrade: new master %d has 1 of 1 workers ready: QUIT %d to go on, or QUIT %[1]d to go back", next, r.cmd.Process.Pid)
+	})
 	r.signal(syscall.SIGQUIT)
 	expect("MAINPID by the old one", func(m sdnotify.Message) bool { return !m.Ready && !m.Stopping && m.MainPID == next })
+	// systemd asks whose child a MAINPID is only if it is another one than before.
+	expect("another MAINPID", func(m sdnotify.Message) bool { return m.MainPID != 0 && m.MainPID != next })
+	expect("MAINPID, now that the old one is gone", func(m sdnotify.Message) bool { return m.MainPID == next })
 	r.awaitExit(0)
 	check(t, syscall.Kill(next, syscall.SIGQUIT))
 	expect("STOPPING", func(m sdnotify.Message) bool { return m.Stopping })
+	expect("how long the drain takes", atLeast(30*time.Second))
 	r.await("stop", func(e supervisor.Event) bool { return e.Event == supervisor.EventStopped && e.Master == next })
 }

@@ -13,6 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tidings-go/tidings/internal/loop"
+	"github.com/tidings-go/tidings/internal/mutant"
+)
+
+// Defects on purpose, for the drill; see package mutant.
+const (
+	// What comes just after a signal of another kind is lost, as with one channel for
+	// all kinds and a master that is busy. CHLD is not: a master that does not reap
+	// would stand still.
+	mutantOneSignal = "burst-loses-kinds"
+	// USR2 ends the old workers before the new ones are ready.
+	mutantUpgradeStopsOld = "upgrade-stops-old-first"
 )
 
 // signalTable is the whole of what the master does on signals. When several
@@ -32,6 +43,10 @@ var signalTable = []signalRow{
 	// Caught, not ignored: what is ignored would be inherited by workers.
 	{unix.SIGPIPE, "PIPE", "nothing: a log whose reader is gone must not end the master", func(*master) {}},
 }
+
+// startsWork are the signals that mean nothing to a master that is stopping. USR2
+// says itself why it is refused.
+var startsWork = map[syscall.Signal]bool{unix.SIGWINCH: true, unix.SIGHUP: true, unix.SIGTTIN: true, unix.SIGTTOU: true}
 
 type signalRow struct {
 	signal syscall.Signal
@@ -55,9 +70,16 @@ func Signals() []SignalHelp {
 
 func (m *master) onInt()  { m.stop(stopQuick, "INT") }
 func (m *master) onQuit() { m.stop(stopGraceful, "QUIT") }
-func (m *master) onUsr2() { m.reexec() }
+
+func (m *master) onUsr2() {
+	err := m.reexec() // has said why not
+	if err == nil && mutant.On(mutantUpgradeStopsOld) {
+		m.pause()
+	}
+}
 
 func (m *master) onTerm() {
+	m.endWithChild()
 	if m.cfg.TermGraceful {
 		m.stop(stopGraceful, "TERM")
 	} else {
@@ -65,11 +87,18 @@ func (m *master) onTerm() {
 	}
 }
 
+// onHup: HUP that come before the restart begins are one, as the kernel would have
+// it anyway.
 func (m *master) onHup() {
+	m.restoreWorkers()
+	m.rolls = max(m.rolls, 1)
+}
+
+// restoreWorkers is the way back after WINCH.
+func (m *master) restoreWorkers() {
 	if m.want == 0 {
-		m.want = m.cfg.Workers // after WINCH: the way back
+		m.want = m.cfg.Workers
 	}
-	m.rollRequested = true
 }
 
 func (m *master) onWinch() {
@@ -77,22 +106,34 @@ func (m *master) onWinch() {
 	if _, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ); err == nil {
 		return
 	}
-	m.want, m.rollRequested = 0, false
+	m.pause()
+}
+
+func (m *master) pause() {
+	m.want, m.rolls = 0, 0
+	m.failDeploy("the workers were paused")
 	m.endRoll()
 }
 
 func (m *master) onTtin() { m.want++ }
 func (m *master) onTtou() { m.want = max(m.want-1, 0) }
 
-func (m *master) onUsr1() {
+func (m *master) onUsr1() { _ = m.reopen() } // has said what failed
+
+func (m *master) reopen() (err error) {
 	if m.cfg.Reopen != nil {
-		if err := m.cfg.Reopen(); err != nil {
+		if err = m.cfg.Reopen(); err != nil {
 			m.log.Error("log files were not opened again", "err", err)
 		}
 	}
 	for _, w := range m.workers {
-		m.send(w, unix.SIGUSR1)
+		if w.state == stateStarting {
+			w.reopen = true // it may not catch USR1 yet, and would die of it
+		} else {
+			m.send(w, unix.SIGUSR1)
+		}
 	}
+	return err
 }
 
 // A signalSet remembers which kinds of signal are pending. Each kind has a
@@ -103,6 +144,13 @@ type signalSet struct {
 	wake    chan struct{} // holds one token while pending may be set
 	chans   []chan os.Signal
 	loops   []*loop.Loop
+	last    atomic.Pointer[heard] // for mutantOneSignal alone
+}
+
+// heard is a kind of signal, and when it came.
+type heard struct {
+	kind int
+	at   time.Time
 }
 
 func catchSignals() *signalSet {
@@ -121,6 +169,9 @@ func (s *signalSet) collect(ctx context.Context, i int) {
 	for {
 		select {
 		case <-s.chans[i]:
+			if mutant.On(mutantOneSignal) && s.follows(i) {
+				continue
+			}
 			s.pending.Or(1 << i)
 			select {
 			case s.wake <- struct{}{}:
@@ -128,6 +179,23 @@ func (s *signalSet) collect(ctx context.Context, i int) {
 			}
 		case <-ctx.Done():
 			return
+		}
+	}
+}
+
+// follows reports whether another kind came less than half a second ago.
+func (s *signalSet) follows(i int) bool {
+	if signalTable[i].signal == unix.SIGCHLD {
+		return false
+	}
+	now := &heard{i, time.Now()}
+	for {
+		last := s.last.Load()
+		if last != nil && last.kind != i && now.at.Sub(last.at) < time.Second/2 {
+			return true
+		}
+		if s.last.CompareAndSwap(last, now) {
+			return false
 		}
 	}
 }
@@ -153,6 +221,10 @@ func (m *master) applySignals() {
 		if row.signal != unix.SIGCHLD && row.signal != unix.SIGPIPE {
 			m.log.Info("signal", "signal", row.name)
 			m.emit(Event{Event: EventSignal, Signal: row.name})
+		}
+		if m.stopping != running && startsWork[row.signal] {
+			m.log.Info("signal ignored: this master is stopping", "signal", row.name)
+			continue
 		}
 		row.apply(m)
 		m.advance(time.Now())

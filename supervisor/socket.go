@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -55,16 +56,25 @@ func parseAddress(text string, i int) (address, error) {
 type socket struct {
 	name   string
 	file   *os.File
-	remove string // a unix socket's path
+	remove string // a unix socket's path, if a master has made it
+	made   bool   // by this one
 }
+
+// ownedEnv names the sockets whose files a re-executed master is to remove at its
+// end. Those of others it must not: systemd still listens on its own.
+const ownedEnv = "TIDINGS_OWNED_SOCKETS"
 
 // openSockets takes from inherited what has the name of an entry of listen,
 // opens the others, and adds what is left of inherited.
 func openSockets(listen []string, inherited []*os.File) (_ []socket, err error) {
+	owned := strings.Split(os.Getenv(ownedEnv), ":")
+	os.Unsetenv(ownedEnv)
 	var sockets []socket
 	defer func() {
 		if err != nil {
-			closeSockets(sockets, true)
+			for _, s := range sockets {
+				closeSockets([]socket{s}, s.made)
+			}
 			for _, f := range inherited {
 				f.Close()
 			}
@@ -76,9 +86,6 @@ func openSockets(listen []string, inherited []*os.File) (_ []socket, err error) 
 			return nil, err
 		}
 		s := socket{name: a.name}
-		if a.network == "unix" && !strings.HasPrefix(a.where, "@") {
-			s.remove = a.where
-		}
 		for k, f := range inherited {
 			if f != nil && f.Name() == a.name {
 				s.file, inherited[k] = f, nil
@@ -86,9 +93,13 @@ func openSockets(listen []string, inherited []*os.File) (_ []socket, err error) 
 			}
 		}
 		if s.file == nil {
+			s.made = true
 			if s.file, err = listenOn(a); err != nil {
 				return nil, err
 			}
+		}
+		if a.network == "unix" && !strings.HasPrefix(a.where, "@") && (s.made || slices.Contains(owned, a.name)) {
+			s.remove = a.where
 		}
 		sockets = append(sockets, s)
 	}
@@ -164,4 +175,15 @@ func socketEnv(sockets []socket) []string {
 		names[i] = s.name
 	}
 	return []string{"LISTEN_FDS=" + itoa(len(sockets)), "LISTEN_FDNAMES=" + strings.Join(names, ":")}
+}
+
+// masterEnv is what a re-executed master gets besides.
+func masterEnv(sockets []socket) []string {
+	var owned []string
+	for _, s := range sockets {
+		if s.remove != "" {
+			owned = append(owned, s.name)
+		}
+	}
+	return append(socketEnv(sockets), ownedEnv+"="+strings.Join(owned, ":"))
 }

@@ -32,9 +32,16 @@ func ExecStub(args []string) error {
 	if len(args) == 0 {
 		return errors.New("supervisor: __exec: no command: this is for the master's own use")
 	}
-	path, err := exec.LookPath(args[0])
-	if err != nil {
-		return fmt.Errorf("supervisor: command: %w", err)
+	if err := applyUmask(); err != nil {
+		return err
+	}
+	path := os.Getenv(programEnv)
+	os.Unsetenv(programEnv)
+	if path == "" {
+		var err error
+		if path, err = exec.LookPath(args[0]); err != nil {
+			return fmt.Errorf("supervisor: command: %w", err)
+		}
 	}
 	pid := strconv.Itoa(os.Getpid())
 	for of, name := range map[string]string{"LISTEN_FDS": "LISTEN_PID", "WATCHDOG_USEC": "WATCHDOG_PID"} {

@@ -4,9 +4,11 @@ package supervisor
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/tidings-go/tidings/internal/loop"
 	"github.com/tidings-go/tidings/sdnotify"
 )
 
@@ -149,6 +152,38 @@ func TestInheritedSocketsAreTakenByName(t *testing.T) {
 	}
 }
 
+// A new master that cannot open one of its sockets leaves the old one's alone.
+func TestFailureLeavesInheritedSockets(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "supervisor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "s")
+	f, err := listenOn(address{"admin", "unix", path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fd, err := unix.Dup(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(ownedEnv, "admin")
+	listen := []string{"admin=unix://" + path, "made=unix://" + path + "2", "tcp://nowhere.invalid:1"}
+	if _, err := openSockets(listen, []*os.File{os.NewFile(uintptr(fd), "admin")}); err == nil {
+		t.Fatal("listens nowhere")
+	}
+	if conn, err := net.Dial("unix", path); err != nil {
+		t.Errorf("the old master's socket: %v", err)
+	} else {
+		conn.Close()
+	}
+	if _, err := os.Lstat(path + "2"); !os.IsNotExist(err) {
+		t.Errorf("the one that was opened is left: %v", err)
+	}
+}
+
 func TestPIDFileThatIsNoneIsNotRemoved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")
 	if err := os.WriteFile(path, []byte("notes\n"), 0o600); err != nil {
@@ -182,7 +217,7 @@ func TestPIDFileMakesWayAndIsPutBack(t *testing.T) {
 		t.Errorf("put back: %d, %v", pid, err)
 	}
 	// A live owner of .oldbin: an upgrade is under way. Pid 1 always lives.
-	if err := os.WriteFile(path+oldSuffix, []byte("1\n"), 0o600); err != nil {
+	if err := os.WriteFile(path+OldSuffix, []byte("1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.makeWay(); err == nil || !strings.Contains(err.Error(), "process 1") {
@@ -215,7 +250,7 @@ func TestBackoffGrowsWithinItsBounds(t *testing.T) {
 func TestHear(t *testing.T) {
 	m := &master{cfg: Config{}, log: slog.New(slog.DiscardHandler), workers: map[int]*worker{}}
 	now := time.Now()
-	w := &worker{pid: 1 << 30, deadline: now}
+	w := &worker{release: &release{}, pid: 1 << 30, deadline: now}
 	m.workers[w.pid] = w
 	m.hear(notice{w, sdnotify.Message{ExtendTimeout: time.Hour}})
 	if w.deadline.Before(now.Add(time.Hour)) {
@@ -238,7 +273,7 @@ func TestHear(t *testing.T) {
 	if w.state != stateKilled {
 		t.Error("a killed worker became ready")
 	}
-	m.hear(notice{&worker{pid: w.pid}, sdnotify.Message{Ready: true}}) // of an earlier worker
+	m.hear(notice{&worker{release: &release{}, pid: w.pid}, sdnotify.Message{Ready: true}}) // of an earlier worker
 }
 
 func TestEventsThatCannotBeWrittenEndOnce(t *testing.T) {
@@ -286,5 +321,31 @@ func TestSignalTable(t *testing.T) {
 		if !seen[name] {
 			t.Errorf("no %s", name)
 		}
+	}
+}
+
+// Who may open the socket's file is not yet who may ask.
+func TestGuardRefusesOtherUsers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	asks := make(chan request)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &control{asks: asks, gone: make(chan struct{})}
+	srv := &http.Server{ConnContext: withPeer, Handler: guard{http.HandlerFunc(c.serveStatus), slog.New(slog.DiscardHandler), []uint32{uint32(os.Geteuid()) + 1}}}
+	serving := loop.Go(func(context.Context) { _ = srv.Serve(l) })
+	defer func() { srv.Close(); <-serving.Done() }()
+	if _, err := (Control{path}).Status(t.Context()); err == nil || !strings.Contains(err.Error(), "this master answers to users") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPrefixIsSetOncePerLine(t *testing.T) {
+	long := strings.Repeat("x", 40<<10) // longer than what is written at once
+	var out bytes.Buffer
+	copyLines(&prefixWriter{w: &out, prefix: "[0 7] "}, &tail{}, strings.NewReader("a\n\n"+long+"\nlast"))
+	if want := "[0 7] a\n[0 7] \n[0 7] " + long + "\n[0 7] last"; out.String() != want {
+		t.Errorf("%d bytes, want %d: %.60q", out.Len(), len(want), out.String())
 	}
 }

@@ -33,11 +33,21 @@ func TestMain(m *testing.M) {
 // does.
 func child(mode string) int {
 	ctx := context.Background()
+	switch mode {
+	case "durable":
+		return ended(durableChild(ctx))
+	case "leaves":
+		return ended(leavingChild(ctx))
+	}
 	bus, err := tidings.New(tidings.Options{App: "child"})
 	if err != nil {
 		return 3
 	}
-	err = worker.Run(ctx, worker.Options{Bus: bus, DrainTimeout: 3 * time.Second, Setup: func(ctx context.Context) error {
+	reopened := func() error { fmt.Println("reopened"); return nil }
+	if mode == "plain" {
+		reopened = nil
+	}
+	err = worker.Run(ctx, worker.Options{Bus: bus, DrainTimeout: 3 * time.Second, Reopen: reopened, Setup: func(ctx context.Context) error {
 		if mode == "broken" {
 			return errors.New("no database")
 		}
@@ -51,6 +61,10 @@ func child(mode string) int {
 		}, nil)
 		return errors.Join(err, bus.Publish(ctx, "x", nil))
 	}})
+	return ended(err)
+}
+
+func ended(err error) int {
 	if err != nil {
 		fmt.Println("error:", err)
 		return 1
@@ -61,6 +75,7 @@ func child(mode string) int {
 
 type process struct {
 	*exec.Cmd
+	socket string
 	states chan sdnotify.Message
 	stdin  io.WriteCloser
 	master *os.File
@@ -68,7 +83,7 @@ type process struct {
 	stderr *strings.Builder
 }
 
-func start(t *testing.T, mode string) *process {
+func start(t *testing.T, mode string, env ...string) *process {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "w") // a socket's path must be short
 	if err != nil {
@@ -88,7 +103,8 @@ func start(t *testing.T, mode string) *process {
 	}
 	p.master = w
 	p.ExtraFiles = []*os.File{r}
-	p.Env = append(os.Environ(), "WORKER_TEST="+mode, "NOTIFY_SOCKET="+socket, "TIDINGS_PARENT_FD=3")
+	p.socket = socket
+	p.Env = append(append(os.Environ(), "WORKER_TEST="+mode, "NOTIFY_SOCKET="+socket, "TIDINGS_PARENT_FD=3"), env...)
 	p.Stderr = p.stderr
 	p.stdin, _ = p.StdinPipe()
 	out, _ := p.StdoutPipe()
@@ -149,7 +165,8 @@ func TestDrainsWhenTold(t *testing.T) {
 			if err := tell(p); err != nil {
 				t.Fatal(err)
 			}
-			p.await(t, "STOPPING", func(m sdnotify.Message) bool { return m.Stopping })
+			// systemd may have a shorter bound than we.
+			p.await(t, "STOPPING, and how long it takes", func(m sdnotify.Message) bool { return m.Stopping && m.ExtendTimeout > 3*time.Second })
 			_ = p.stdin.Close() // only now the handler can finish
 			p.end(t, 0, "handled", "clean")
 		})
@@ -159,10 +176,16 @@ func TestDrainsWhenTold(t *testing.T) {
 func TestASetupThatFailsIsNeverReady(t *testing.T) {
 	p := start(t, "broken")
 	p.end(t, 1, "error: worker: set up: no database")
-	select {
-	case m := <-p.states:
-		t.Errorf("it said %+v", m)
-	default:
+	for {
+		select {
+		case m := <-p.states:
+			if m.Ready {
+				t.Errorf("it said %+v", m)
+			}
+			continue
+		default:
+		}
+		return
 	}
 }
 
@@ -178,6 +201,33 @@ func TestAHungHandlerIsNamed(t *testing.T) {
 	}
 }
 
+// The master kills sooner after TERM than after QUIT, and says so. Others do not.
+func TestAQuickStopIsQuick(t *testing.T) {
+	for name, c := range map[string]struct {
+		signal syscall.Signal
+		env    string
+		within string
+	}{
+		"TERM": {syscall.SIGTERM, "TIDINGS_STOP_TIMEOUT=200ms", "within=100ms"},
+		"INT":  {syscall.SIGINT, "TIDINGS_STOP_TIMEOUT=2100ms", "within=1.1s"},
+		"QUIT": {syscall.SIGQUIT, "TIDINGS_STOP_TIMEOUT=200ms", "within=3s"},
+		"none": {syscall.SIGTERM, "TIDINGS_STOP_TIMEOUT=", "within=3s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := start(t, "hang", c.env)
+			p.ready(t)
+			if err := p.Process.Signal(c.signal); err != nil {
+				t.Fatal(err)
+			}
+			p.end(t, 1, "error: ")
+			if s := p.stderr.String(); !strings.Contains(s, c.within) || !strings.Contains(s, "what still runs") {
+				t.Errorf("not %s, or no stacks:\n%s", c.within, s)
+			}
+		})
+	}
+}
+
 func TestASecondSignalEndsAtOnce(t *testing.T) {
 	p := start(t, "hang")
 	p.ready(t)
@@ -187,5 +237,23 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	p.end(t, 1)
 	if !strings.Contains(p.stderr.String(), "second signal") {
 		t.Errorf("stderr:\n%s", p.stderr)
+	}
+}
+
+func TestUSR1OpensLogsAgain(t *testing.T) {
+	for mode, want := range map[string][]string{"sound": {"reopened", "handled", "clean"}, "plain": {"handled", "clean"}} {
+		t.Run(mode, func(t *testing.T) {
+			p := start(t, mode)
+			p.ready(t)
+			if err := p.Process.Signal(syscall.SIGUSR1); err != nil {
+				t.Fatal(err)
+			}
+			if mode == "sound" && (!p.lines.Scan() || p.lines.Text() != want[0]) {
+				t.Errorf("printed %q", p.lines.Text())
+			}
+			_ = p.stdin.Close()
+			_ = p.Process.Signal(syscall.SIGQUIT)
+			p.end(t, 0, want[len(want)-2:]...)
+		})
 	}
 }

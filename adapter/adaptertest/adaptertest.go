@@ -13,6 +13,7 @@ package adaptertest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -62,7 +63,7 @@ func Run(t *testing.T, h Harness) {
 }
 
 func rules() []rule {
-	return append(append(liveRules(), useRules()...), append(durableRules(), restartRules()...)...)
+	return slices.Concat(liveRules(), useRules(), durableRules(), restartRules(), deadRules(), laterRules(), asyncRules(), replayRules(), requestRules())
 }
 
 // patience turns a hang into a failure; it is far above what anything needs.

@@ -23,6 +23,8 @@ func durableRules() []rule {
 		{30, "keeps the order of a publisher in a durable group", durable, durableOrder},
 		{31, "durable events reach live subscribers too", durable, durableReachesLive},
 		{32, "Close waits for acknowledgements and fails later ones", durable, lateAck},
+		{33, "Close names exactly what it hands back", durable, closeNames},
+		{34, "takes no more than Prefetch says", durable, keepsPrefetch},
 	}
 }
 
@@ -131,7 +133,7 @@ func closeHandsBack(e *env) {
 	rest := acking()
 	other := e.subscribe(e.open(), e.durableSpec(rest))
 	e.must(other.Ready(e.ctx()))
-	e.close(sub)
+	e.closeLeaving(sub, ids...)
 	began := time.Now()
 	for _, d := range e.wait(rest, len(ids)) {
 		if d.Attempt < 2 {
@@ -236,7 +238,7 @@ func lateAck(e *env) {
 	got := e.wait(in, 2)
 	early, late := make(chan error, 2), make(chan error, 2)
 	got[0].Settle.Ack(func(err error) { early <- err })
-	e.close(sub)
+	e.closeLeaving(sub, "2")
 	select {
 	case err := <-early:
 		e.must(err)

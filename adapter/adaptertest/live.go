@@ -121,7 +121,8 @@ func odd(topic string) []*adapter.Message {
 				"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "empty": "", "space": "  a b  ", "percent": "100%25 %zz",
 				"uni-code": "grüße, 世界", "quoted": `"quoted"`, "nats-msg-id": "mine", "ce-id": "mine too", "status": "503", "a:b c": "odd key", "content-type": "text/x",
 			},
-			Served: []string{"billing|order.>", "with,comma", "ü%2C", "a b", ""},
+			Served:  []string{"billing|order.>", "with,comma", "ü%2C", "a b", ""},
+			Expires: time.Now().Add(time.Hour).Round(0),
 		},
 		{ID: "2", Topic: topic, Source: "s", Time: time.Unix(1, 1)},
 		{ID: "3", Topic: topic, Source: "s", Time: time.Unix(0, 1e9+1), Data: []byte{}, Served: []string{""}, Instrumented: true, Duration: -1},
@@ -168,6 +169,7 @@ func differ(a, b *adapter.Message) string {
 		{"Instrumented", a.Instrumented == b.Instrumented, a.Instrumented, b.Instrumented},
 		{"Err", a.Err == b.Err, a.Err, b.Err}, {"Header", maps.Equal(a.Header, b.Header), a.Header, b.Header},
 		{"Served", slices.Equal(a.Served, b.Served), a.Served, b.Served},
+		{"NotBefore", a.NotBefore.Equal(b.NotBefore), a.NotBefore, b.NotBefore}, {"Expires", a.Expires.Equal(b.Expires), a.Expires, b.Expires},
 	} {
 		if !f.same {
 			return fmt.Sprintf("%s is %q, want %q", f.name, fmt.Sprint(f.b), fmt.Sprint(f.a))

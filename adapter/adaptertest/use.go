@@ -53,7 +53,11 @@ func closedRefuses(e *env) {
 func fromInside(e *env) {
 	a, other := e.open(), e.open()
 	again := newInbox()
-	nop := func(adapter.Delivery) {}
+	nop := func(d adapter.Delivery) {
+		if d.Settle != nil {
+			d.Settle.Ack(nil)
+		}
+	}
 	victim := e.subscribe(a, adapter.Spec{Pattern: e.topic("victim"), Deliver: nop})
 	done := make(chan error, 1)
 	var once sync.Once

@@ -11,10 +11,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/tidings-go/tidings/adapter"
 	"github.com/tidings-go/tidings/internal/topic"
@@ -40,6 +42,10 @@ type hub struct {
 	log    []*stored
 	groups map[groupKey]*group
 	live   []*subscription
+
+	letters []*letter
+	given   map[givenKey]bool
+	later   map[laterKey]*time.Timer
 }
 
 type groupKey struct{ group, pattern string }
@@ -48,19 +54,37 @@ type groupKey struct{ group, pattern string }
 type stored struct {
 	seq     uint64
 	subject string
+	at      time.Time
 	msg     adapter.Message
+	only    *group // nil: for everybody
+}
+
+// store keeps a message. It is called with mu held.
+func (h *hub) store(subject string, msg adapter.Message, only *group) *stored {
+	st := &stored{seq: uint64(len(h.log) + 1), subject: subject, at: time.Now(), msg: msg, only: only}
+	h.log = append(h.log, st)
+	return st
 }
 
 // A group is a durable group: what waits for it, in order, and who takes it.
 type group struct {
 	queue   []*task
 	members []*subscription
+	open    map[uint64]bool // places of what it has not settled
+	replay  *replaying      // the one that was begun last
+}
+
+// wait adds a message to what waits.
+func (g *group) wait(st *stored) {
+	g.open[st.seq] = true
+	g.queue = append(g.queue, &task{stored: st})
 }
 
 // A task is one message for one group.
 type task struct {
 	*stored
 	attempt int
+	begun   int // since there was an outcome
 }
 
 func hubOf(name string) *hub {
@@ -68,7 +92,7 @@ func hubOf(name string) *hub {
 	defer hubsMu.Unlock()
 	h := hubs[name]
 	if h == nil {
-		h = &hub{groups: map[groupKey]*group{}}
+		h = &hub{groups: map[groupKey]*group{}, given: map[givenKey]bool{}, later: map[laterKey]*time.Timer{}}
 		hubs[name] = h
 	}
 	return h
@@ -82,8 +106,9 @@ type conn struct {
 	closed  atomic.Bool
 	dropped atomic.Uint64
 
-	mu   sync.Mutex
-	subs map[*subscription]struct{}
+	mu    sync.Mutex
+	subs  map[*subscription]struct{}
+	asked map[*request]struct{} // that wait for replies
 }
 
 // Open joins the hub that url names; it is the [adapter.Opener] of this package.
@@ -95,7 +120,8 @@ func Open(ctx context.Context, url string, cfg adapter.Config) (adapter.Adapter,
 	if !ok || name == "" {
 		return nil, errors.New(`memory: the URL is not of the form mem:NAME`)
 	}
-	c := &conn{hub: hubOf(name), cfg: cfg, url: url, subs: map[*subscription]struct{}{}}
+	c := &conn{hub: hubOf(name), cfg: cfg, url: url,
+		subs: map[*subscription]struct{}{}, asked: map[*request]struct{}{}}
 	c.hub.mu.Lock()
 	defer c.hub.mu.Unlock()
 	for _, p := range cfg.Durable {
@@ -105,6 +131,9 @@ func Open(ctx context.Context, url string, cfg adapter.Config) (adapter.Adapter,
 	}
 	return c, nil
 }
+
+// name is that of the hub.
+func (c *conn) name() string { return strings.TrimPrefix(c.url, "mem:") }
 
 func (c *conn) subject(s string) string {
 	if c.cfg.Prefix == "" {
@@ -121,7 +150,7 @@ func (c *conn) topic(s string) string {
 }
 
 // Caps implements [adapter.Adapter].
-func (c *conn) Caps() adapter.Caps { return adapter.Caps{Durable: true} }
+func (c *conn) Caps() adapter.Caps { return adapter.Caps{Durable: true, Delay: true} }
 
 // Publish implements [adapter.Adapter]. Every subscription has the message
 // when it returns.
@@ -129,21 +158,43 @@ func (c *conn) Publish(ctx context.Context, m *adapter.Message, class adapter.Cl
 	if c.closed.Load() {
 		return errClosed
 	}
-	subject := c.subject(m.Topic)
-	msg := *m
-	msg.Served = slices.Clone(m.Served)
-	msg.Time = m.Time.Round(0) // a monotonic reading does not travel
+	subject, msg := c.subject(m.Topic), travelling(m)
 	if class == adapter.Durable && ctx.Err() != nil {
 		return fmt.Errorf("memory: %s: not sent: %w", m.Topic, context.Cause(ctx))
+	}
+	if !m.NotBefore.IsZero() {
+		return c.delay(subject, msg, class)
 	}
 	c.hub.mu.Lock()
 	full, err := c.hub.publish(subject, msg, class)
 	c.hub.mu.Unlock()
+	dropped(full)
+	return err
+}
+
+// travelling is a copy of a message as another process would get it.
+func travelling(m *adapter.Message) adapter.Message {
+	msg := *m
+	msg.Served = slices.Clone(m.Served)
+	msg.Time = m.Time.Round(0) // a monotonic reading does not travel
+	return msg
+}
+
+// PublishAsync implements [adapter.AsyncPublisher]: nothing here takes time.
+func (c *conn) PublishAsync(ctx context.Context, m *adapter.Message, class adapter.Class, done func(error)) error {
+	if err := c.Publish(ctx, m, class); err != nil {
+		return err
+	}
+	done(nil)
+	return nil
+}
+
+// dropped tells of subscriptions that had no room.
+func dropped(full []*subscription) {
 	for _, s := range full {
 		s.c.dropped.Add(1)
 		s.c.report(fmt.Errorf("memory: %s: an event was dropped: the subscription did not keep up with %d waiting", s.spec.Pattern, maxQueued))
 	}
-	return err
 }
 
 // publish hands a message to everybody and returns the subscriptions that had
@@ -153,21 +204,21 @@ func (h *hub) publish(subject string, msg adapter.Message, class adapter.Class) 
 		if !slices.ContainsFunc(h.routes, func(p string) bool { return topic.Covers(p, subject) }) {
 			return nil, fmt.Errorf("memory: %s: %w: name it in Config.Durable", subject, adapter.ErrNotDurable)
 		}
-		st := &stored{seq: uint64(len(h.log) + 1), subject: subject, msg: msg}
-		h.log = append(h.log, st)
+		st := h.store(subject, msg, nil)
 		for key, g := range h.groups {
 			if topic.Match(key.pattern, subject) {
-				g.queue = append(g.queue, &task{stored: st})
+				g.wait(st)
 				g.dispatch()
 			}
 		}
 	}
-	return h.publishLive(subject, msg), nil
+	_, full = h.publishLive(subject, msg, nil)
+	return full, nil
 }
 
 // publishLive gives each subscription without a group a copy, and one member of
-// each group another.
-func (h *hub) publishLive(subject string, msg adapter.Message) (full []*subscription) {
+// each group another. It returns how many have it, and which had no room.
+func (h *hub) publishLive(subject string, msg adapter.Message, reply func(adapter.Reply) error) (n int, full []*subscription) {
 	served := map[groupKey]bool{}
 	for i := 0; i < len(h.live); i++ {
 		s := h.live[i]
@@ -183,18 +234,20 @@ func (h *hub) publishLive(subject string, msg adapter.Message) (full []*subscrip
 		}
 		m := msg
 		m.Topic = s.c.topic(subject)
-		if !s.put(handed{d: adapter.Delivery{Message: m, Attempt: 1}}, maxQueued) {
+		if s.put(handed{d: adapter.Delivery{Message: m, Attempt: 1, Reply: reply}}, maxQueued) {
+			n++
+		} else {
 			full = append(full, s)
 		}
 	}
-	return full
+	return n, full
 }
 
 // dispatch gives what waits to the members that have room. It is called with
 // the hub's mu held.
 func (g *group) dispatch() {
 	for len(g.queue) > 0 {
-		i := slices.IndexFunc(g.members, func(s *subscription) bool { return len(s.taken) < s.max })
+		i := slices.IndexFunc(g.members, func(s *subscription) bool { return len(s.taken) < s.limit() })
 		if i < 0 {
 			return
 		}
@@ -254,10 +307,10 @@ func (h *hub) join(s *subscription) error {
 	key := groupKey{s.spec.Group, s.subject}
 	g := h.groups[key]
 	if g == nil {
-		g = &group{}
+		g = &group{open: map[uint64]bool{}}
 		for _, st := range h.log {
-			if topic.Match(s.subject, st.subject) {
-				g.queue = append(g.queue, &task{stored: st})
+			if st.only == nil && topic.Match(s.subject, st.subject) {
+				g.wait(st)
 			}
 		}
 		h.groups[key] = g
@@ -301,11 +354,14 @@ func (c *conn) Drain(context.Context) error { return c.Close() }
 func (c *conn) Close() error {
 	c.mu.Lock()
 	c.closed.Store(true)
-	subs := c.subs
+	subs, asked := c.subs, slices.Collect(maps.Keys(c.asked))
 	c.subs = map[*subscription]struct{}{}
 	c.mu.Unlock()
 	for s := range subs {
 		s.cut()
+	}
+	for _, q := range asked {
+		q.heard(adapter.Reply{Err: errClosed})
 	}
 	return nil
 }

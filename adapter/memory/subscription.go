@@ -1,8 +1,11 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +32,7 @@ type subscription struct {
 	mu     sync.Mutex
 	queue  []handed
 	recall bool // what is in the queue is not delivered any more
+	kept   int  // durable deliveries that were in it
 	wake   chan struct{}
 }
 
@@ -47,6 +51,15 @@ func newSubscription(c *conn, spec adapter.Spec) *subscription {
 		s.max = defaultInFlight
 	}
 	return s
+}
+
+// limit is how many unsettled deliveries it may have. mu of the hub is held:
+// Prefetch is the bus's, and quick.
+func (s *subscription) limit() int {
+	if s.spec.Prefetch == nil {
+		return s.max
+	}
+	return min(max(s.spec.Prefetch(), 1), s.max)
 }
 
 func (s *subscription) start() { s.run = loop.Go(s.deliver) }
@@ -97,6 +110,25 @@ func (s *subscription) deliver(ctx context.Context) {
 // Ready implements [adapter.Subscription].
 func (s *subscription) Ready(context.Context) error { return nil }
 
+// Refill implements [adapter.Subscription].
+func (s *subscription) Refill() {
+	s.c.hub.mu.Lock()
+	defer s.c.hub.mu.Unlock()
+	if s.group != nil {
+		s.group.dispatch()
+	}
+}
+
+// Lag implements [adapter.Lagger].
+func (s *subscription) Lag() (waiting uint64, known bool) {
+	if s.group == nil {
+		return 0, false
+	}
+	s.c.hub.mu.Lock()
+	defer s.c.hub.mu.Unlock()
+	return uint64(len(s.group.queue)), true
+}
+
 // Drain implements [adapter.Subscription]. Each caller waits as long as its own
 // ctx allows.
 func (s *subscription) Drain(ctx context.Context) error {
@@ -118,49 +150,69 @@ func (s *subscription) Drain(ctx context.Context) error {
 // recallQueue drops what is not delivered yet and hands durable events back.
 func (s *subscription) recallQueue() int {
 	s.mu.Lock()
-	queue := s.queue
-	s.queue, s.recall = nil, true
-	s.mu.Unlock()
+	defer s.mu.Unlock()
 	n := 0
-	for _, h := range queue {
+	for _, h := range s.queue {
 		switch {
 		case h.mark != nil:
 			continue
-		case h.d.Settle != nil:
-			h.d.Settle.Nak(0)
+		case h.d.Settle != nil: // not settled: cut hands it back
+			s.kept++
 		default:
 			s.c.dropped.Add(1)
 		}
 		n++
 	}
+	s.queue, s.recall = nil, true
 	return n
 }
 
 // Close implements [adapter.Subscription].
 func (s *subscription) Close(ctx context.Context) error {
 	err := s.Drain(ctx)
-	s.cut()
+	s.forgetBegun()
+	left := s.cut()
 	s.c.mu.Lock()
 	delete(s.c.subs, s)
 	s.c.mu.Unlock()
+	s.mu.Lock()
+	kept := s.kept
+	s.mu.Unlock()
 	if werr := s.run.Wait(ctx); err == nil {
 		err = werr
+	}
+	if len(left) > 0 {
+		return &adapter.LeftError{HandedBack: left, Undelivered: kept, Err: err}
 	}
 	return err
 }
 
-// cut lets go at once, and may be called from inside Deliver.
-func (s *subscription) cut() {
+// forgetBegun: what Close hands back has killed nobody.
+func (s *subscription) forgetBegun() {
+	s.c.hub.mu.Lock()
+	defer s.c.hub.mu.Unlock()
+	for t := range s.taken {
+		t.begun = 0
+	}
+}
+
+// cut lets go at once, hands back what is not settled and returns it. It may be
+// called from inside Deliver.
+func (s *subscription) cut() (left []adapter.Message) {
 	s.c.hub.leave(s)
 	s.recallQueue()
 	s.run.Stop()
 	h := s.c.hub
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for t := range s.taken {
+	for _, t := range slices.SortedFunc(maps.Keys(s.taken), func(a, b *task) int { return cmp.Compare(a.seq, b.seq) }) {
 		delete(s.taken, t)
 		s.group.again(t)
+		m := t.msg
+		m.Topic = s.c.topic(t.subject)
+		left = append(left, m)
 	}
+	return left
 }
 
 // A settler settles one task.
@@ -178,9 +230,8 @@ func (x *settler) settle(then func()) bool {
 		return false
 	}
 	delete(x.s.taken, x.t)
-	if then != nil {
-		then()
-	}
+	x.t.begun = 0
+	then()
 	x.s.group.dispatch()
 	return true
 }
@@ -188,7 +239,7 @@ func (x *settler) settle(then func()) bool {
 // Ack implements [adapter.Settler].
 func (x *settler) Ack(confirmed func(error)) {
 	var err error
-	if !x.settle(nil) {
+	if !x.settle(x.done) {
 		err = fmt.Errorf("memory: event %d was handed back before it was acknowledged: %w", x.t.seq, adapter.ErrClosed)
 	}
 	if confirmed != nil {
@@ -197,21 +248,27 @@ func (x *settler) Ack(confirmed func(error)) {
 }
 
 // Nak implements [adapter.Settler].
-func (x *settler) Nak(delay time.Duration) {
-	g := x.s.group
-	x.settle(func() {
-		if delay <= 0 {
-			g.again(x.t)
-			return
-		}
-		h := x.s.c.hub
-		time.AfterFunc(delay, func() {
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			g.again(x.t)
-		})
+func (x *settler) Nak(delay time.Duration) { x.settle(func() { x.after(delay) }) }
+
+// letterAgain is how long an event waits of which no dead letter could be kept.
+const letterAgain = 5 * time.Second
+
+// after puts the task back after a while. It is called with the hub's mu held.
+func (x *settler) after(delay time.Duration) {
+	h, g := x.s.c.hub, x.s.group
+	if delay <= 0 {
+		g.again(x.t)
+		return
+	}
+	time.AfterFunc(delay, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		g.again(x.t)
 	})
 }
 
 // Term implements [adapter.Settler].
-func (x *settler) Term(string) { x.settle(nil) }
+func (x *settler) Term(string) { x.settle(x.done) }
+
+// done: the group never gets it again. It is called with the hub's mu held.
+func (x *settler) done() { delete(x.s.group.open, x.t.seq) }

@@ -14,7 +14,16 @@ import (
 type cli struct {
 	Drill   drillCmd   `cmd:"" help:"Prove it: run real processes through deploys and faults, and count every event."`
 	Run     runCmd     `cmd:"" help:"Run workers under a master that replaces them without a gap."`
+	Deploy  deployCmd  `cmd:"" help:"Replace the workers of a master by new ones, which have to prove themselves."`
+	Status  statusCmd  `cmd:"" help:"Show masters, workers and their subscriptions."`
+	Ctl     ctlCmd     `cmd:"" help:"Ask a master for what signals do, and have an answer."`
 	Hub     hubCmd     `cmd:"" help:"Run the broker."`
+	DLQ     dlqCmd     `cmd:"" name:"dlq" help:"Look at events that were given up, redrive or drop them."`
+	Event   eventCmd   `cmd:"" help:"Show what became of an event in each durable group."`
+	Replay  replayCmd  `cmd:"" help:"Give a durable group events once more that it has handled."`
+	Streams streamsCmd `cmd:"" help:"Show streams and durable groups; remove groups that nobody needs."`
+	Spool   spoolCmd   `cmd:"" help:"Show what waits on this machine for the broker; send what dead processes have left."`
+	Apply   applyCmd   `cmd:"" help:"Make streams as they are declared."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	Exec    execCmd    `cmd:"" name:"__exec" hidden:"" help:"For the master's own use."`
 	Example exampleCmd `cmd:"" name:"__example" hidden:"" help:"Run an example application."`
@@ -23,7 +32,8 @@ type cli struct {
 const description = `Events between Go services, and deploys that lose nothing.
 
 Exit status: 0 done, 1 failed (drill: a promise was broken), 2 the run proves
-nothing, 64 wrong usage.`
+nothing, 3 a dry run found differences, 4 a deploy was rolled back, 5 one lost
+events, 64 wrong usage.`
 
 // hinted is an error with a way out.
 type hinted struct {
@@ -41,10 +51,7 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e))
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
-	var c cli
-	parser := kong.Must(&c, kong.Name("tidings"), kong.Description(description), kong.UsageOnError(),
-		kong.BindTo(context.Background(), (*context.Context)(nil)))
-	ctx, err := parser.Parse(args)
+	ctx, err := newParser(new(cli)).Parse(args)
 	if err != nil {
 		report(usage(err))
 		return 64
@@ -61,6 +68,11 @@ func run(args []string) int {
 	return 1
 }
 
+func newParser(c *cli) *kong.Kong {
+	return kong.Must(c, kong.Name("tidings"), kong.Description(description), kong.UsageOnError(),
+		kong.BindTo(context.Background(), (*context.Context)(nil)))
+}
+
 // usage adds where to look to a mistake on the command line.
 func usage(err error) error {
 	var h hinted
@@ -71,7 +83,7 @@ func usage(err error) error {
 	var p *kong.ParseError
 	if errors.As(err, &p) && p.Context != nil {
 		if cmd := p.Context.Selected(); cmd != nil && !cmd.Hidden {
-			help = "tidings " + cmd.Name + " --help"
+			help = cmd.FullPath() + " --help"
 		}
 	}
 	return hinted{err, help + " shows what there is"}

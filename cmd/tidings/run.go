@@ -2,9 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
-	"os"
+	"log/slog"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -15,9 +16,19 @@ type runCmd struct {
 	Workers      int           `short:"n" default:"1" help:"How many workers."`
 	Listen       []string      `help:"Sockets to open for the workers: [NAME=]tcp://HOST:PORT or unix://PATH."`
 	PIDFile      string        `name:"pid-file" help:"File that holds the master's pid."`
-	Events       string        `help:"File to append what happens to, one JSON object a line."`
+	Control      string        `help:"Control socket for tidings status and ctl. Default: PIDFILE.sock with --pid-file."`
+	Dir          string        `help:"Working directory of the workers, followed where it is a symbolic link to the current release, at the start and at HUP."`
+	State        string        `help:"Directory in which the last good release is kept, to be started again after a crash."`
+	EnvFile      string        `help:"File of NAME=VALUE lines for the workers' environment, read again at HUP."`
+	User         string        `help:"User that the workers run as, USER or USER:GROUP; for a master that root has started."`
+	Umask        string        `help:"Umask of the workers, in octal."`
+	Events       string        `help:"File to append what happens to, one JSON object a line. USR1 opens it again."`
+	Log          string        `help:"File to append the master's log and the workers' output to. USR1 opens it again."`
+	LogPrefix    bool          `help:"Set [SLOT PID] before each line of a worker."`
 	ReadyTimeout time.Duration `default:"30s" help:"How long a worker may take to say READY=1."`
 	DrainTimeout time.Duration `default:"30s" help:"How long a worker may take to end after QUIT."`
+	StopTimeout  time.Duration `default:"5s" help:"How long a worker may take to end after TERM or ABRT."`
+	Watchdog     time.Duration `help:"How often a ready worker must say WATCHDOG=1; one that does not is dumped (ABRT) and started again."`
 	Term         string        `enum:"quick,graceful" default:"quick" help:"What TERM means: quick or graceful."`
 	Command      []string      `arg:"" passthrough:"" help:"The worker, after --."`
 }
@@ -40,17 +51,41 @@ func (c runCmd) Run(ctx context.Context) error {
 	if len(command) > 0 && command[0] == "--" {
 		command = command[1:]
 	}
-	var events io.Writer
-	if c.Events != "" {
-		f, err := os.OpenFile(c.Events, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	cfg := supervisor.Config{
+		Command: command, Workers: c.Workers, Listen: c.Listen, PIDFile: c.PIDFile, Control: c.Control, LogPrefix: c.LogPrefix,
+		Dir: c.Dir, State: c.State, EnvFile: c.EnvFile, Umask: c.Umask, User: c.User,
+		ReadyTimeout: c.ReadyTimeout, DrainTimeout: c.DrainTimeout, StopTimeout: c.StopTimeout, Watchdog: c.Watchdog, TermGraceful: c.Term == "graceful",
+	}
+	if cfg.Control == "" && c.PIDFile != "" {
+		cfg.Control = supervisor.ControlPath(c.PIDFile)
+	}
+	if c.Dir != "" {
+		dir, err := filepath.Abs(c.Dir)
 		if err != nil {
 			return err
 		}
-		defer f.Close()
-		events = f
+		cfg.Dir = dir
 	}
-	return supervisor.Run(ctx, supervisor.Config{
-		Command: command, Workers: c.Workers, Listen: c.Listen, PIDFile: c.PIDFile, Events: events,
-		ReadyTimeout: c.ReadyTimeout, DrainTimeout: c.DrainTimeout, TermGraceful: c.Term == "graceful",
-	})
+	var files []*logFile
+	open := func(path string, use func(*logFile)) error {
+		if path == "" {
+			return nil
+		}
+		f, err := openLog(path)
+		if err == nil {
+			files = append(files, f)
+			use(f)
+		}
+		return err
+	}
+	err := errors.Join(
+		open(c.Events, func(f *logFile) { cfg.Events = f }),
+		open(c.Log, func(f *logFile) {
+			cfg.Stdout, cfg.Stderr, cfg.Logger = f, f, slog.New(slog.NewTextHandler(f, nil))
+		}))
+	if err != nil {
+		return err
+	}
+	cfg.Reopen = func() error { return reopenAll(files) }
+	return supervisor.Run(ctx, cfg)
 }

@@ -15,15 +15,26 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"tidings": func() { os.Exit(run(os.Args[1:])) },
+		"failing": runFailing,
+		"pay":     runPay,
 	})
 }
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
+		Dir:   "testdata/script",
+		Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"await":  await,
-			"status": status,
+			"await":   await,
+			"status":  status,
+			"hubat":   hubAt,
+			"group":   group,
+			"ungroup": ungroup,
+			"publish": publish,
+			"spool":   spoolAway,
+			"load":    startLoad,
+			"handled": handled,
+			"loaded":  loaded,
 		},
 	})
 }

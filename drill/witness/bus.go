@@ -21,13 +21,30 @@ func (w *Witness) Published(topic, id string, err error) {
 	}
 }
 
-// Handle records a handler's begin and end around fn, and returns what fn returns.
-// pattern and group are those of the subscription.
+// errPanicked is what the journal has of a handler that has not returned.
+var errPanicked = errors.New("panicked")
+
+// Handle records a handler's begin and end around fn, and returns what fn returns;
+// a panic goes on. pattern and group are those of the subscription.
 func (w *Witness) Handle(e tidings.Event, pattern, group, id string, fn func() error) error {
 	w.Begin(e.Topic(), id, pattern, group, e.Attempt())
-	err := fn()
-	w.End(e.Topic(), id, pattern, group, err)
+	err := errPanicked
+	defer func() { w.End(e.Topic(), id, pattern, group, err) }()
+	err = fn()
 	return err
+}
+
+// Receipt records what a drain has left behind, as its error says.
+func (w *Witness) Receipt(err error, id func(tidings.Event) string) {
+	var left *tidings.LeftError
+	if w == nil || !errors.As(err, &left) {
+		return
+	}
+	for what, events := range map[string][]tidings.Event{LeftBack: left.HandedBack, LeftUnsure: left.Unconfirmed} {
+		for _, e := range events {
+			w.Left(e.Topic(), id(e), what)
+		}
+	}
 }
 
 // Settlements records every acknowledgement that the broker confirms to this

@@ -23,6 +23,7 @@ type Kind byte
 // The kinds of lines, with their fields.
 const (
 	Header Kind = 'H' // role, pid, app, generation, slot
+	Plan   Kind = 'P' // topic, id, key, fate
 	Intent Kind = 'I' // topic, id, scheduled
 	Accept Kind = 'A' // topic, id
 	Refuse Kind = 'R' // topic, id, error
@@ -31,11 +32,19 @@ const (
 	End    Kind = 'E' // topic, id, pattern, group, error
 	Ack    Kind = 'K' // topic, id, pattern, group
 	Nack   Kind = 'N' // topic, id, pattern, group, error
+	Left   Kind = 'L' // topic, id, LeftBack or LeftUnsure
 	Closed Kind = 'X' // number of lines, this one included
+)
+
+// What a drain's receipt says of an event.
+const (
+	LeftBack   = "handed back"
+	LeftUnsure = "unconfirmed"
 )
 
 // Witness is the journal of one process.
 type Witness struct {
+	dir   string // of the drill
 	mu    sync.Mutex
 	f     *os.File
 	n     uint64
@@ -76,18 +85,18 @@ func FromEnv(role, app string) *Witness {
 
 // Open opens a journal in dir; see [FromEnv].
 func Open(dir, role, app string) (*Witness, error) {
-	dir = filepath.Join(dir, "ledger")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	ledger := filepath.Join(dir, "ledger")
+	if err := os.MkdirAll(ledger, 0o700); err != nil {
 		return nil, err
 	}
 	var r [4]byte
 	_, _ = rand.Read(r[:]) // never fails
 	name := fmt.Sprintf("%s-%d-%s.log", role, os.Getpid(), hex.EncodeToString(r[:]))
-	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(filepath.Join(ledger, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	w := &Witness{f: f}
+	w := &Witness{dir: dir, f: f}
 	w.write(Header, role, strconv.Itoa(os.Getpid()), app, os.Getenv("TIDINGS_GENERATION"), os.Getenv("TIDINGS_WORKER"))
 	return w, nil
 }
@@ -105,6 +114,10 @@ func SplitID(id string) (publisher string, n int, ok bool) {
 	n, err := strconv.Atoi(id[i+1:])
 	return id[:i], n, err == nil
 }
+
+// Plan records what is peculiar about an event that is about to be published: the
+// key that it keeps its order by, and what is planted in it.
+func (w *Witness) Plan(topic, id, key string, f Fate) { w.write(Plan, topic, id, key, string(f)) }
 
 // Intent records that an event is about to be published, before it is. scheduled
 // is when the open-loop schedule wanted it, on the clock of [Now].
@@ -140,6 +153,9 @@ func (w *Witness) Ack(topic, id, pattern, group string, err error) {
 	}
 	w.write(Ack, topic, id, pattern, group)
 }
+
+// Left records that the receipt of a drain names an event, as what.
+func (w *Witness) Left(topic, id, what string) { w.write(Left, topic, id, what) }
 
 // Close writes the last line. What is recorded afterwards is a fault of the
 // application and ends it.
@@ -242,4 +258,4 @@ func Parse(s string) (Line, error) {
 	return l, nil
 }
 
-var widths = map[Kind]int{Header: 5, Intent: 3, Accept: 2, Refuse: 3, Doubt: 3, Begin: 5, End: 5, Ack: 4, Nack: 5, Closed: 1}
+var widths = map[Kind]int{Header: 5, Plan: 4, Intent: 3, Accept: 2, Refuse: 3, Doubt: 3, Begin: 5, End: 5, Ack: 4, Nack: 5, Left: 3, Closed: 1}

@@ -32,9 +32,14 @@ type Cart struct {
 
 // Order is the payload of order.placed.
 type Order struct {
-	ID    string `json:"id"`
-	Cents int    `json:"cents"`
+	ID       string       `json:"id"`
+	Customer string       `json:"customer"`
+	Cents    int          `json:"cents"`
+	Fate     witness.Fate `json:"fate,omitempty"` // planted by a drill
 }
+
+// customers is few enough for one to order again while an order of theirs fails.
+const customers = 32
 
 // Options are how the shop uses Tidings.
 var Options = tidings.Options{
@@ -50,6 +55,8 @@ func Run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("shop", flag.ContinueOnError)
 	name := flags.String("name", "shop", "names the customers of this process; unique among processes")
 	rate := flags.Int("rate", 100, "events per second, half of them orders")
+	var planted plants
+	flags.Var(&planted, "plant", "what a drill plants in orders: FATE/N in every N-th, FATE@N in the N-th, joined by commas")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -77,15 +84,28 @@ func Run(ctx context.Context, args []string) error {
 		})
 	})
 	every(ctx, *rate-*rate/2, func(n int, due time.Duration) {
-		order := Order{ID: witness.ID(*name, n), Cents: 100 + n%900}
+		order := Order{ID: witness.ID(*name, n), Customer: fmt.Sprintf("customer-%d", n%customers), Cents: 100 + n%900, Fate: planted.of(n)}
+		w.Plan(orders.Name(), order.ID, order.Customer, order.Fate)
 		w.Intent(orders.Name(), order.ID, due)
-		w.Published(orders.Name(), order.ID, orders.Publish(life, order))
+		told := func(err error) { w.Published(orders.Name(), order.ID, err) }
+		if order.Fate == witness.Twice {
+			e := tidings.NewEvent(tidings.EventFields{Topic: orders.Name(), ID: order.ID, Payload: order})
+			err := bus.PublishEvent(life, e)
+			if told(err); err == nil {
+				views.Go(func() { _ = bus.PublishEvent(life, e) }) // it is accepted already
+			}
+			return
+		}
+		// Nobody waits for the broker: the next customer is there.
+		if err := orders.PublishAsync(life, order, told); err != nil {
+			told(err)
+		}
 	})
 	views.Wait()
 
 	drain, cancel := context.WithTimeout(life, 20*time.Second)
 	defer cancel()
-	if err := bus.Drain(drain); err != nil {
+	if err := errors.Join(bus.Flush(drain), bus.Drain(drain)); err != nil {
 		return errors.Join(errors.New("the shop could not say all it had to say"), err)
 	}
 	fmt.Fprintln(os.Stderr, "shop: closed")

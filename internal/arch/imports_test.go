@@ -55,7 +55,7 @@ var rules = []rule{
 		why: "the bus imports the driver side, not the reverse; a driver that knows the bus would tie third parties to it",
 	},
 	{
-		of: "./natsbus/...", only: []string{"./adapter", "./internal/topic", "./internal/loop", mutant},
+		of: "./natsbus/...", only: []string{"./adapter", "./internal/topic", "./internal/loop", "./internal/spool", mutant},
 		why: "the NATS driver gets what any third party's gets, or adapter would be no interface",
 	},
 	{
@@ -71,7 +71,7 @@ var rules = []rule{
 		why: "the master outlives all versions of the app and runs any program: it knows the process protocol, not the bus",
 	},
 	{
-		of: "./worker/...", only: []string{".", "./sdnotify/...", "./internal/loop", mutant},
+		of: "./worker/...", only: []string{".", "./sdnotify/...", "./internal/activity", "./internal/loop", mutant},
 		why: "an app that is supervised must not link the supervisor, nor a driver it did not choose",
 	},
 	{
@@ -83,8 +83,32 @@ var rules = []rule{
 		why: "it is sugar on the public API: what it needs besides the grammar of names, users would need too",
 	},
 	{
+		of: "./deadletter/...", only: []string{"./adapter", "./internal/tool", "./internal/topic"}, std: true,
+		why: "it acts on a transport, of which the program chooses the driver, and works where no bus is",
+	},
+	{
+		of: "./replay/...", only: []string{"./adapter", "./internal/tool", "./internal/topic"}, std: true,
+		why: "it acts on a transport, of which the program chooses the driver, and works where no bus is",
+	},
+	{
 		of: "./report/...", only: []string{".", "./redact", "./internal/topic"}, std: true,
 		why: "it is sugar on the public API: what it needs besides the grammar of names, users would need too",
+	},
+	{
+		of: "./idempotent", only: []string{"."}, std: true,
+		why: "who keeps ids in a SQL database chose a driver, and needs nothing of NATS",
+	},
+	{
+		of: "./idempotent/natskv", only: []string{".", "./internal/loop"},
+		why: "it works on a connection of the application's own, beside whatever the bus has",
+	},
+	{
+		of: "./...", never: []string{"modernc.org/sqlite"},
+		why: "it is the real database of tests, 7 MB that nobody who imports us may link",
+	},
+	{
+		of: "./...", never: []string{"go.etcd.io/bbolt"},
+		why: "it is what the spool is measured against, in a benchmark",
 	},
 	{
 		of: "./examples/...", only: []string{".", "./adapter/...", "./natsbus/...", "./hub/...", "./worker/...", "./sdnotify/...", "./supervisor/...", "./drill/...", "./tidingstest/...", "./bridge/...", "./dashboard/...", "./examples/..."},
@@ -97,6 +121,14 @@ var rules = []rule{
 	{
 		of: "./internal/loop", only: []string{}, std: true,
 		why: "everything imports it",
+	},
+	{
+		of: "./internal/spool", only: []string{"./internal/loop", mutant},
+		why: "it keeps bytes on a disk, for whatever driver, and for the command that looks at them",
+	},
+	{
+		of: "./internal/activity", only: []string{}, std: true,
+		why: "the bus links it, and so does the master, which knows nothing of the bus",
 	},
 	{
 		of: mutant, only: []string{}, std: true,
@@ -236,11 +268,19 @@ func TestRulesBite(t *testing.T) {
 		{breach: ".", pkg: "./supervisor", imports: "./drill", through: "."},
 		{breach: "./natsbus", pkg: "./supervisor", imports: "./natsbus"},
 		{breach: "./natsbus", pkg: "./worker", imports: "./natsbus"},
+		{breach: "./natsbus", pkg: "./deadletter", imports: "./natsbus"},
+		{breach: "./natsbus", pkg: "./replay", imports: "./natsbus"},
 		{breach: "./internal/loop", pkg: "./examples/shop", imports: "./internal/loop"},
 		{breach: "./internal/loop", pkg: "./tidingstest", imports: "./internal/loop"},
 		{breach: "go.uber.org/goleak", pkg: "./tidingstest", imports: "go.uber.org/goleak"},
 		{breach: "./hub", pkg: "./internal/loop", imports: "./hub"},
+		{breach: "./natsbus", pkg: "./internal/spool", imports: "./natsbus"},
 		{breach: "./internal/loop", pkg: "./internal/mutant", imports: "./internal/loop"},
+		{breach: "github.com/nats-io/nats.go", pkg: "./idempotent", imports: "./idempotent/natskv", through: "github.com/nats-io/nats.go"},
+		{breach: "./natsbus", pkg: "./idempotent/natskv", imports: "./natsbus"},
+		{breach: "modernc.org/sqlite", pkg: "./idempotent", imports: "modernc.org/sqlite"},
+		{breach: "modernc.org/sqlite", pkg: "./natsbus", imports: "./adapter", through: "modernc.org/sqlite"},
+		{breach: "go.etcd.io/bbolt", pkg: "./internal/spool", imports: "go.etcd.io/bbolt"},
 		{breach: "./internal/testkit", pkg: "./hub", imports: "./natsbus", through: "./internal/testkit"},
 
 		{pkg: ".", imports: "./adapter", through: "vendor/golang.org/x/sys/cpu"},

@@ -33,6 +33,16 @@ func (l *Loop) Stop() { l.cancel() }
 // Done is closed once the goroutine has ended.
 func (l *Loop) Done() <-chan struct{} { return l.done }
 
+// Ended reports whether the goroutine has ended.
+func (l *Loop) Ended() bool {
+	select {
+	case <-l.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // StopAndWait asks the goroutine to end and waits until it has. It must not be
 // called by the goroutine itself.
 func (l *Loop) StopAndWait() {
@@ -47,11 +57,9 @@ func (l *Loop) Wait(ctx context.Context) error {
 	case <-l.done:
 		return nil
 	case <-ctx.Done():
-		select {
-		case <-l.done:
+		if l.Ended() {
 			return nil
-		default:
-			return context.Cause(ctx)
 		}
+		return context.Cause(ctx)
 	}
 }

@@ -19,9 +19,7 @@ func TestStopAndWait(t *testing.T) {
 			wg.Go(l.StopAndWait)
 		}
 		wg.Wait()
-		select {
-		case <-l.Done():
-		default:
+		if !l.Ended() {
 			t.Fatal("StopAndWait returned before the goroutine had ended")
 		}
 	}
@@ -34,6 +32,9 @@ func TestWaitGivesUpWithItsContext(t *testing.T) {
 	cancel()
 	if err := l.Wait(gone); !errors.Is(err, context.Canceled) {
 		t.Errorf("Wait: %v", err)
+	}
+	if l.Ended() {
+		t.Error("it has ended though it runs")
 	}
 	close(release)
 	if err := l.Wait(context.Background()); err != nil {

@@ -103,6 +103,20 @@ func (b *Broker) Restart() {
 	b.Start()
 }
 
+// Change changes the options: at once, by a reload, if the broker runs, of which its
+// clients are not told; and for when it is started again.
+func (b *Broker) Change(change func(*server.Options)) {
+	b.t.Helper()
+	change(&b.opts)
+	if b.srv == nil {
+		return
+	}
+	opts := b.opts
+	if err := b.srv.ReloadOptions(&opts); err != nil {
+		b.t.Fatalf("testkit: %v", err)
+	}
+}
+
 // URL is where clients connect: the same over restarts, and while it is down.
 func (b *Broker) URL() string { return "nats://" + b.addr() }
 

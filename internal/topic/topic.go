@@ -128,6 +128,26 @@ func Overlap(a, b string) bool {
 	}
 }
 
+// Intersect returns the pattern of the topics that match both valid patterns; ok
+// is false when there are none.
+func Intersect(a, b string) (both string, ok bool) {
+	if !Overlap(a, b) {
+		return "", false
+	}
+	as, bs := strings.Split(a, "."), strings.Split(b, ".")
+	for i := range as {
+		switch {
+		case as[i] == ">":
+			return strings.Join(append(as[:i], bs[i:]...), "."), true
+		case bs[i] == ">":
+			return strings.Join(as, "."), true
+		case as[i] == "*":
+			as[i] = bs[i]
+		}
+	}
+	return strings.Join(as, "."), true
+}
+
 // FromName makes a token of a name in Go: order_placed of OrderPlaced, http_error2
 // of HTTPError2.
 func FromName(name string) string {

@@ -55,7 +55,7 @@ func every() (all []string) {
 	return all
 }
 
-func TestCoversAndOverlapAreWhatTheySay(t *testing.T) {
+func TestRelationsAreWhatTheySay(t *testing.T) {
 	all := every()
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := patterns.Draw(t, "a"), patterns.Draw(t, "b")
@@ -70,6 +70,15 @@ func TestCoversAndOverlapAreWhatTheySay(t *testing.T) {
 		}
 		if Overlap(a, b) != overlap || Overlap(b, a) != overlap {
 			t.Fatalf("Overlap(%q, %q) = %v", a, b, !overlap)
+		}
+		both, ok := Intersect(a, b)
+		if ok != overlap {
+			t.Fatalf("Intersect(%q, %q) = %q, %v", a, b, both, ok)
+		}
+		for _, s := range all {
+			if ok && Match(both, s) != (Match(a, s) && Match(b, s)) {
+				t.Fatalf("Intersect(%q, %q) = %q, which is wrong about %q", a, b, both, s)
+			}
 		}
 	})
 }

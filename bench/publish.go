@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+
+	"github.com/tidings-go/tidings"
+)
+
+// stored128 is what publishers publish: 128 bytes with the quotes of JSON.
+var stored128 = strings.Repeat("x", 126)
+
+// A publisher is a broker that syncs each message, or does not, and two clients.
+type publisher struct {
+	*broker
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	bus *tidings.Bus
+}
+
+func openPublisher(sync bool) (*publisher, error) {
+	return openBus(sync, func(*publisher) tidings.Options {
+		return tidings.Options{App: "bench", Routes: []tidings.Route{{Pattern: "order.>", Class: tidings.Durable}}}
+	})
+}
+
+func openBus(sync bool, options func(*publisher) tidings.Options) (p *publisher, err error) {
+	var args []string
+	if sync {
+		args = append(args, syncArg)
+	}
+	b, err := startBroker(args...)
+	if err != nil {
+		return nil, err
+	}
+	p = &publisher{broker: b}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	if p.nc, err = nats.Connect(b.url); err != nil {
+		return p, err
+	}
+	if p.js, err = jetstream.New(p.nc); err != nil {
+		return p, err
+	}
+	p.bus, err = tidings.Open(context.Background(), b.url, options(p))
+	return p, err
+}
+
+func (p *publisher) close() error {
+	var err error
+	if p.bus != nil {
+		err = p.bus.Close()
+	}
+	if p.nc != nil {
+		p.nc.Close()
+	}
+	return errors.Join(err, p.broker.close())
+}
+
+// waiting makes a candidate of which so many callers wait at once, each for its own
+// event.
+func waiting(name string, k kind, sync bool, callers int, publish func(ctx context.Context, p *publisher) error) candidate {
+	return candidate{name, k, func() (*rig, error) {
+		p, err := openPublisher(sync)
+		if err != nil {
+			return nil, err
+		}
+		return &rig{op: func(n int) error {
+			return share(n, callers, func(ctx context.Context) error { return publish(ctx, p) })
+		}, close: p.close, noisy: true}, nil
+	}}
+}
+
+// share has so many goroutines do n things.
+func share(n, callers int, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), consumeLimit)
+	defer cancel()
+	todo := make(chan struct{}, n)
+	for range n {
+		todo <- struct{}{}
+	}
+	close(todo)
+	var wg sync.WaitGroup
+	errs := make([]error, min(callers, n))
+	for i := range errs {
+		wg.Go(func() {
+			for range todo {
+				if errs[i] = do(ctx); errs[i] != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func ourPublish(sync bool, callers int) candidate {
+	return waiting("tidings", ours, sync, callers, func(ctx context.Context, p *publisher) error {
+		return p.bus.Publish(ctx, name, stored128)
+	})
+}
+
+// rawPublish is nats.go's, of as many bytes of payload, with the id that makes a
+// repetition safe and no other header.
+func rawPublish(sync bool, callers int) candidate {
+	data := []byte(`"` + stored128 + `"`)
+	return waiting("nats.go, single", floor, sync, callers, func(ctx context.Context, p *publisher) error {
+		_, err := p.js.Publish(ctx, name, data, jetstream.WithMsgID(nuid.Next()))
+		return err
+	})
+}
