@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/tidings-go/tidings/drill/witness"
+	"github.com/tidings-go/tidings/internal/proxy"
 	"github.com/tidings-go/tidings/natsbus"
 )
 
@@ -193,8 +194,8 @@ func (d *drill) killSending(s *shop) error {
 	if err := d.poll(time.Millisecond, patience, func() bool { return d.hub.connected(shops) > 0 }); err != nil {
 		return err
 	}
-	d.proxy.lose(true) // it publishes nothing for the first moment
-	defer d.proxy.lose(false)
+	d.proxy.Lose(proxy.ToClient, true) // it publishes nothing for the first moment
+	defer d.proxy.Lose(proxy.ToClient, false)
 	last := before
 	err = d.until(unheard, func() bool {
 		now, _, err := d.hub.state(d.ctx, d.topics())

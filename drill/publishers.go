@@ -27,7 +27,7 @@ type shop struct {
 
 func (d *drill) startShops() (err error) {
 	if d.sc.spool {
-		if d.proxy, err = newProxy(func() string { return d.hub.url }); err != nil {
+		if d.proxy, err = d.newProxy(); err != nil {
 			return err
 		}
 	}
@@ -64,7 +64,7 @@ func (d *drill) startShop(s *shop) error {
 		env = append(env, "TIDINGS_SPOOL_DIR="+d.spoolDir(), "TIDINGS_SPOOL_MAX="+s.max, "TIDINGS_MUTANT="+d.Mutant)
 		switch s.n {
 		case 1:
-			url, err := d.proxy.url()
+			url, err := d.through(d.proxy)
 			if err != nil {
 				return err
 			}

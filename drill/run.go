@@ -18,6 +18,7 @@ import (
 
 	"github.com/tidings-go/tidings/drill/witness"
 	"github.com/tidings-go/tidings/internal/loop"
+	"github.com/tidings-go/tidings/internal/proxy"
 )
 
 // Config says what to drill and how hard. Commands are argv lists to which Run
@@ -62,8 +63,8 @@ type drill struct {
 	hubs   *proc
 	shops  []*shop
 	rng    *rand.Rand
-	proxy  *proxy // of the first publisher, in scenarios with spools
-	tmp    string // the masters' temporary folder; "": the usual one
+	proxy  *proxy.Proxy // of the first publisher, in scenarios with spools
+	tmp    string       // the masters' temporary folder; "": the usual one
 	phase  string
 	said   time.Time
 
@@ -424,7 +425,9 @@ func (d *drill) tearDown() error {
 		errs = append(errs, fmt.Errorf("pid %d had to be killed at the end", pid))
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
-	d.proxy.close()
+	if d.proxy != nil {
+		d.proxy.Close()
+	}
 	for _, p := range slices.Backward(d.procs) {
 		errs = append(errs, p.stop(syscall.SIGTERM, 10*time.Second))
 	}
