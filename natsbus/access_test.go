@@ -32,6 +32,12 @@ func (l *logged) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 func (l *logged) config() adapter.Config {
 	return adapter.Config{App: "app", Instance: "one", Logger: slog.New(slog.NewTextHandler(l, nil)),
 		OnError: func(err error) { _, _ = l.Write([]byte(err.Error())) }}

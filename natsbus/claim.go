@@ -84,10 +84,15 @@ func (d *durable) takePlace(ctx context.Context, created time.Time) error {
 // listen makes the server know that a member is connected.
 func (d *durable) listen() {
 	// Without it others may think that nobody is here: they still see the roster.
-	d.member.sub, _ = d.c.nc.Subscribe(d.member.hello, func(m *nats.Msg) { _ = m.Respond(nil) })
+	sub, _ := d.c.nc.Subscribe(d.member.hello, func(m *nats.Msg) { _ = m.Respond(nil) })
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.member.sub = sub
 }
 
 func (d *durable) unlisten() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.member.sub != nil {
 		_ = d.member.sub.Unsubscribe() // closed with the connection otherwise
 	}

@@ -63,12 +63,15 @@ type conn struct {
 	possible    atomic.Uint64 // durable events sent again that may be stored
 	dropped     atomic.Uint64
 	stalls      atomic.Uint64
-	lastError   atomic.Pointer[string]
+	lastError   atomic.Pointer[error]
 	backAt      atomic.Pointer[time.Time] // when the connection came back last; nil: it was never lost
 	closing     atomic.Bool
-	late        atomic.Bool // there was no connection yet
-	inOrder     atomic.Bool // acknowledgements are taken in the order in which they are sent
-	deadThere   atomic.Bool // the stream of dead letters was seen
+	late        atomic.Bool   // there was no connection yet
+	inOrder     atomic.Bool   // acknowledgements are taken in the order in which they are sent
+	deadThere   atomic.Bool   // the stream of dead letters was seen
+	refusals    atomic.Bool   // the server refuses us, as was reported
+	untold      chan struct{} // it does not say which subscriptions it has
+	watching    *loop.Loop
 
 	mu      sync.Mutex
 	subs    map[member]struct{}
@@ -83,9 +86,11 @@ type conn struct {
 
 // A member is an open subscription, as the connection sees it.
 type member interface {
-	linkUp()                     // the connection is back
-	cut()                        // the adapter was closed: let go, at once
-	slow(*nats.Subscription) int // how many more were dropped, if the subscription is its own
+	linkUp()                       // the connection is back
+	cut()                          // the adapter was closed: let go, at once
+	slow(*nats.Subscription) int   // how many more were dropped, if the subscription is its own
+	listens() []*nats.Subscription // what the server must have
+	revive(*nats.Subscription)     // the server does not have that one
 }
 
 // Open connects to NATS; it is the [adapter.Opener] of this package.
@@ -98,6 +103,7 @@ func Open(ctx context.Context, url string, cfg adapter.Config) (adapter.Adapter,
 		cfg: cfg, addr: addr, log: cfg.Logger, link: newLink(),
 		subs: map[member]struct{}{}, denied: map[string]error{}, settled: map[string]*memory{},
 		seen: map[string]bool{}, asking: map[*string]context.CancelCauseFunc{}, asked: map[*request]struct{}{},
+		untold: make(chan struct{}, 1),
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
@@ -121,6 +127,7 @@ func Open(ctx context.Context, url string, cfg adapter.Config) (adapter.Adapter,
 		return nil, errors.Join(err, c.Close())
 	}
 	c.w.start()
+	c.watching = c.watch()
 	if len(cfg.Durable) > 0 {
 		c.keeper = startKeeper(c)
 	}
@@ -218,6 +225,7 @@ func (c *conn) options(timeout time.Duration) []nats.Option {
 		nats.CustomReconnectDelay(func(n int) time.Duration { return reconnectDelay(c.addr.loopback, n) }),
 		nats.DisconnectErrHandler(c.onDisconnect),
 		nats.ReconnectHandler(c.onReconnect),
+		nats.ReconnectErrHandler(c.onTry),
 		nats.ErrorHandler(c.onError),
 		nats.ClosedHandler(c.onClosed),
 		nats.LameDuckModeHandler(func(*nats.Conn) {
@@ -229,7 +237,7 @@ func (c *conn) options(timeout time.Duration) []nats.Option {
 func (c *conn) connectError(err error) error {
 	at := c.addr.public
 	switch {
-	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
+	case refusesLogin(err):
 		return fmt.Errorf("natsbus: the server at %s refused the credentials: correct those in the URL, or name a file that holds the token with ?token-file=PATH: %w", at, err)
 	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrTimeout):
 		return fmt.Errorf("natsbus: no NATS server answers at %s: start one (tidings hub) or correct the URL: %w", at, err)
@@ -264,11 +272,8 @@ func (c *conn) onDisconnect(_ *nats.Conn, err error) {
 	if c.closing.Load() && err == nil {
 		return
 	}
-	cause := "closed by the server"
-	if err != nil {
-		cause = err.Error()
-	}
-	c.lastError.Store(&cause)
+	cause := cmp.Or(err, errClosedByServer)
+	c.failed(cause)
 	n := c.disconnects.Add(1)
 	c.w.post(note{kind: noteDown})
 	c.doubtRequests()
@@ -286,6 +291,7 @@ func (c *conn) onClosed(nc *nats.Conn) {
 func (c *conn) onReconnect(nc *nats.Conn) {
 	c.inOrder.Store(alone(nc))
 	c.maxPayload.Store(nc.MaxPayload())
+	c.refusals.Store(false)
 	c.link.set(true)
 	c.backAt.Store(new(time.Now()))
 	c.w.post(note{kind: noteUp})
@@ -321,6 +327,8 @@ func (c *conn) onError(_ *nats.Conn, sub *nats.Subscription, err error) {
 		}
 	case errors.Is(err, nats.ErrPermissionViolation):
 		c.onDenied(err)
+	case refusesLogin(err):
+		c.onLogin(err)
 	default:
 		c.report(fmt.Errorf("natsbus: %w", err))
 	}
@@ -341,6 +349,13 @@ func (c *conn) onDenied(err error) {
 		}
 		if counting(m[2]) {
 			c.w.muteMarks.Store(true) // nobody misses anything then
+			return
+		}
+		if m[2] == interestSubject {
+			select {
+			case c.untold <- struct{}{}:
+			default:
+			}
 			return
 		}
 		c.w.post(note{kind: noteDenied, subject: m[2]})
@@ -434,8 +449,8 @@ func (c *conn) Stats() adapter.Stats {
 		Purged: c.keeper.purged(), Buffered: c.w.buffered(), Stalled: c.stalls.Load(),
 		Possible: c.possible.Load(), Spooled: c.spoolers.waiting(),
 	}
-	if p := c.lastError.Load(); p != nil {
-		s.LastError = *p
+	if err := c.cause(); err != nil {
+		s.LastError = err.Error()
 	}
 	return s
 }
@@ -503,6 +518,9 @@ func (c *conn) shut() error {
 	c.keeper.stop()
 	c.stopOrphans()
 	c.stopAsides()
+	if c.watching != nil { // Open has failed
+		c.watching.Stop()
+	}
 	c.later.cut()
 	c.link.close()
 	c.unask()

@@ -20,6 +20,9 @@
 //   - Publishing never blocks on the network. Live events are accepted into a
 //     bounded queue; those written since the server last answered when a
 //     connection breaks are counted as in doubt.
+//   - A subscription that the server has lost is found within ten seconds, and made
+//     anew; a connection that is lost is spoken of in the log until it is back, with
+//     cause and way out.
 //   - A durable publish returns nil only when the stream has acknowledged it.
 //     What was not acknowledged when a connection broke is sent again in order,
 //     with the same id, before any new durable event.

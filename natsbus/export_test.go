@@ -222,3 +222,16 @@ func Counted(s adapter.Subscription) (sent uint64) {
 func SetPending(s adapter.Subscription, n int) error {
 	return s.(*live).sub.SetPendingLimits(n, -1)
 }
+
+// SetWatch changes how often connections that are opened from now on are looked at, and
+// when outages are spoken of, until the test ends.
+func SetWatch(t testing.TB, interest time.Duration, outage ...time.Duration) {
+	was := watchedAt
+	watchedAt = watchTimes{interest, append(outage, time.Hour)}
+	t.Cleanup(func() { watchedAt = was })
+}
+
+// Answers are the subjects of what a connection asked for: ours, and that of nats.go.
+func Answers(a adapter.Adapter) []string {
+	return []string{a.(*conn).mux.sub.Subject, a.(*conn).answers()}
+}

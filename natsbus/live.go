@@ -36,8 +36,9 @@ type live struct {
 
 	bursted atomic.Bool // its buffer was full, and was not empty since
 
-	mu   sync.Mutex
-	seen int // how many of the dropped ones were reported
+	mu      sync.Mutex
+	leaving bool // what it has is finished, and no more is wanted
+	seen    int  // how many of the dropped ones were reported
 }
 
 // queueName makes the name of a queue group. The pattern is part of it: the
@@ -89,6 +90,11 @@ func (l *live) open() error {
 		}
 		l.aside = append(l.aside, aside)
 	}
+	return l.subscribe()
+}
+
+// subscribe makes the subscription proper. mu is held.
+func (l *live) subscribe() error {
 	sub, err := l.c.nc.QueueSubscribe(l.subject, queueName(l.spec.Group, l.spec.Pattern), l.receive)
 	if err != nil {
 		if errors.Is(err, nats.ErrConnectionClosed) {
@@ -96,7 +102,7 @@ func (l *live) open() error {
 		}
 		return fmt.Errorf("natsbus: subscribe to %q: %w", l.subject, err)
 	}
-	l.sub = sub
+	l.sub, l.seen = sub, 0
 	return sub.SetPendingLimits(liveMaxMsgs, liveMaxBytes)
 }
 
@@ -210,9 +216,7 @@ func (l *live) Drain(ctx context.Context) error {
 
 func (l *live) drain(ctx context.Context) error {
 	defer l.stopped.Store(true)
-	l.mu.Lock()
-	sub := l.sub
-	l.mu.Unlock()
+	sub := l.goes()
 	if sub == nil {
 		return nil
 	}
@@ -233,6 +237,14 @@ func (l *live) drain(ctx context.Context) error {
 	}
 	l.leaveHoles()
 	return nil
+}
+
+// goes says that it is leaving, and returns the subscription that stays its last.
+func (l *live) goes() *nats.Subscription {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leaving = true
+	return l.sub
 }
 
 func (l *live) dropPending(sub *nats.Subscription) int {
@@ -295,9 +307,7 @@ func (l *live) Close(ctx context.Context) error {
 func (l *live) linkUp() {}
 
 func (l *live) cut() {
-	l.mu.Lock()
-	sub := l.sub
-	l.mu.Unlock()
+	sub := l.goes()
 	if sub == nil || l.stopped.Swap(true) {
 		return
 	}

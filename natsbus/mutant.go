@@ -18,6 +18,8 @@ const (
 	mutantNoLookup    = "doubt-not-looked-up"
 	mutantTrimEarly   = "spool-trimmed-early"
 	mutantReordered   = "refill-reordered"
+
+	mutantNotResubscribed = "not-resubscribed"
 )
 
 // mutantSubDelay is how long a SUB is held back by mutantNoFlush; without it

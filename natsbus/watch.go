@@ -1,0 +1,130 @@
+package natsbus
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/tidings-go/tidings/internal/loop"
+)
+
+// watchTimes are how often the connection is looked at.
+type watchTimes struct {
+	interest time.Duration
+	outage   []time.Duration // when one is spoken of; then each time the last has passed once more
+}
+
+// watchedAt is what a new connection takes. Tests change it.
+var watchedAt = watchTimes{
+	interest: 10 * time.Second,
+	outage:   []time.Duration{5 * time.Second, 30 * time.Second, 5 * time.Minute},
+}
+
+// watch looks after the connection until it is closed: while it is up it asks the server
+// whether it has our subscriptions, and while it is down it says so now and then, with
+// the last cause. nats.go tries for ever and says little.
+func (c *conn) watch() *loop.Loop {
+	times := watchedAt
+	return loop.Go(func(ctx context.Context) {
+		for ctx.Err() == nil {
+			up, closed, changed := c.link.state()
+			switch {
+			case closed:
+				return
+			case up:
+				c.watchInterest(ctx, times.interest, changed)
+			default:
+				c.watchOutage(ctx, times.outage, changed)
+			}
+		}
+	})
+}
+
+// watchOutage returns when something has changed.
+func (c *conn) watchOutage(ctx context.Context, said []time.Duration, changed <-chan struct{}) {
+	began := time.Now()
+	for i := 0; ; i++ {
+		wait := said[min(i, len(said)-1)]
+		if i > 0 && i < len(said) {
+			wait -= said[i-1]
+		}
+		select {
+		case <-time.After(wait):
+		case <-changed:
+			return
+		case <-ctx.Done():
+			return
+		}
+		c.failed(c.nc.LastError()) // of a server that spoke, and went no further
+		cause := cmp.Or(c.cause(), errClosedByServer)
+		c.log.Warn("natsbus: still no connection; trying on", "url", c.addr.public, "for", time.Since(began).Round(time.Second),
+			"cause", cause, "way_out", wayOut(cause), "tries", c.dials.Load(), "buffered", c.w.buffered(), "spooled", c.spoolers.waiting())
+	}
+}
+
+// cause is the last error of the connection.
+func (c *conn) cause() error {
+	if p := c.lastError.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// errClosedByServer is the cause when there was no other.
+var errClosedByServer = errors.New("closed by the server")
+
+// failed keeps why there is no connection.
+func (c *conn) failed(err error) {
+	if err != nil {
+		c.lastError.Store(&err)
+	}
+}
+
+// onTry is called after each attempt to connect that failed before the server spoke.
+func (c *conn) onTry(_ *nats.Conn, err error) { c.failed(err) }
+
+// onLogin is called when the server has refused us, at each attempt; it is reported once
+// for each time that the connection is lost.
+func (c *conn) onLogin(err error) {
+	if c.failed(err); !c.refusals.Swap(true) {
+		c.report(c.connectError(err))
+	}
+}
+
+// refusesLogin reports whether an error is about who we are.
+func refusesLogin(err error) bool {
+	return errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) ||
+		errors.Is(err, nats.ErrAccountAuthExpired)
+}
+
+// wayOut says what to do about a connection that does not come.
+func wayOut(err error) string {
+	var (
+		unknown x509.UnknownAuthorityError
+		host    x509.HostnameError
+		invalid x509.CertificateInvalidError
+		alert   tls.AlertError
+		dns     *net.DNSError
+	)
+	switch {
+	case refusesLogin(err):
+		return "correct the credentials in the URL or in the file that it names: files are read again at each try"
+	case errors.As(err, &unknown), errors.As(err, &host), errors.As(err, &invalid), errors.As(err, &alert), errors.Is(err, nats.ErrSecureConnRequired):
+		return "the server's certificate and the URL do not go together: name its authority with ?ca=FILE, and the host that the certificate is for"
+	case errors.As(err, &dns):
+		return "correct the host name, or the name server"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "nothing listens there: start the broker, or correct the URL"
+	case errors.Is(err, nats.ErrTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, nats.ErrStaleConnection), errors.Is(err, context.DeadlineExceeded):
+		return "something listens there and does not answer: look at the broker, and at firewalls between"
+	}
+	return "look at the broker's log"
+}
