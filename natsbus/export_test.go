@@ -227,7 +227,9 @@ func SetPending(s adapter.Subscription, n int) error {
 // when outages are spoken of, until the test ends.
 func SetWatch(t testing.TB, interest time.Duration, outage ...time.Duration) {
 	was := watchedAt
-	watchedAt = watchTimes{interest, append(outage, time.Hour)}
+	if watchedAt.interest = interest; len(outage) > 0 {
+		watchedAt.outage = outage
+	}
 	t.Cleanup(func() { watchedAt = was })
 }
 
@@ -235,3 +237,9 @@ func SetWatch(t testing.TB, interest time.Duration, outage ...time.Duration) {
 func Answers(a adapter.Adapter) []string {
 	return []string{a.(*conn).mux.sub.Subject, a.(*conn).answers()}
 }
+
+// WayOut is what the log says to do about an error of the connection.
+func WayOut(err error) string { return wayOut(err) }
+
+// ReconnectDelay is how long is waited before the n-th try.
+func ReconnectDelay(loopback bool, n int) time.Duration { return reconnectDelay(loopback, n) }

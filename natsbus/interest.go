@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +19,8 @@ const (
 	interestSubject = "$SYS.REQ.SERVER.PING.CONNZ"
 	interestWithin  = 2 * time.Second
 	interestStrikes = 2 // questions without an answer until the connection is made anew
+	// interestEach is added for each connection of the account, at which the server looks.
+	interestEach = 10 * time.Millisecond
 )
 
 type (
@@ -29,6 +32,7 @@ type (
 	}
 	interestAnswer struct {
 		Data struct {
+			Total int `json:"total"` // connections of the account
 			Conns []struct {
 				CID  uint64       `json:"cid"`
 				Subs []interested `json:"subscriptions_list_detail"`
@@ -52,15 +56,14 @@ var errUntold = errors.New("the server does not tell")
 func (c *conn) watchInterest(ctx context.Context, every time.Duration, changed <-chan struct{}) {
 	answered, strikes := false, 0
 	answers := false // nats.go's own subscription to answers was there
-	for wait := time.Duration(0); ; wait = every {
-		select {
-		case <-time.After(wait):
-		case <-changed:
-			return
-		case <-ctx.Done():
-			return
-		}
-		theirs, err := c.checkInterest(ctx)
+	wait := time.Duration(0)
+	if every == 0 {
+		wait = never
+	}
+	for unchanged(ctx, changed, wait) {
+		theirs, total, err := c.checkInterest(ctx)
+		wait = max(every, time.Duration(total)*interestEach)
+		wait += rand.N(wait/4 + 1) // so that a fleet does not ask at once
 		had := answers
 		answers = slices.Contains(theirs, interested{Subject: c.answers()})
 		switch {
@@ -71,11 +74,7 @@ func (c *conn) watchInterest(ctx context.Context, every time.Duration, changed <
 			answered, strikes = true, 0
 		case errors.Is(err, errUntold):
 			c.log.Info("natsbus: what the server has lost of this process's subscriptions cannot be found: for that, allow publishing to this subject", "subject", interestSubject, "cause", err)
-			select {
-			case <-changed:
-			case <-ctx.Done():
-			}
-			return
+			wait = never
 		case answered && c.link.isUp() && ctx.Err() == nil:
 			if strikes++; strikes >= interestStrikes {
 				c.anew(fmt.Errorf("nothing comes back: %w", err))
@@ -98,11 +97,11 @@ func (c *conn) answers() string {
 	return inbox[:strings.LastIndexByte(inbox, '.')+1] + "*"
 }
 
-// checkInterest asks once, and returns what the server has. What is deaf is subscribed to
-// anew.
-func (c *conn) checkInterest(ctx context.Context) (theirs []interested, err error) {
+// checkInterest asks once, and returns what the server has, and of how many connections.
+// What is deaf is subscribed to anew.
+func (c *conn) checkInterest(ctx context.Context) (theirs []interested, total int, err error) {
 	if broken(mutantNotResubscribed) {
-		return nil, nil
+		return nil, 0, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, interestWithin)
 	defer cancel()
@@ -111,9 +110,9 @@ func (c *conn) checkInterest(ctx context.Context) (theirs []interested, err erro
 	for _, m := range c.members() {
 		ours[m] = m.listens()
 	}
-	theirs, err = c.askInterest(ctx)
+	theirs, total, err = c.askInterest(ctx)
 	if err != nil || c.dials.Load() != dials {
-		return nil, err
+		return nil, total, err
 	}
 	for m, subs := range ours {
 		for _, sub := range subs {
@@ -126,18 +125,19 @@ func (c *conn) checkInterest(ctx context.Context) (theirs []interested, err erro
 			m.revive(sub)
 		}
 	}
-	return theirs, nil
+	return theirs, total, nil
 }
 
-// askInterest returns the subscriptions of this connection that its server has.
-func (c *conn) askInterest(ctx context.Context) ([]interested, error) {
+// askInterest returns the subscriptions of this connection that its server has, and how
+// many connections the account has.
+func (c *conn) askInterest(ctx context.Context) ([]interested, int, error) {
 	cid, err := c.nc.GetClientID()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	q, err := json.Marshal(interestQuestion{CID: cid, Detail: true, Server: c.nc.ConnectedServerName(), Exact: true})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	answers := make(chan *nats.Msg, 1)
 	token := c.mux.expect(func(m *nats.Msg) {
@@ -148,37 +148,37 @@ func (c *conn) askInterest(ctx context.Context) ([]interested, error) {
 	})
 	defer c.mux.forget(token)
 	if err := c.nc.PublishRequest(interestSubject, c.mux.subject(token), q); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	select {
 	case m := <-answers:
 		return readInterest(m, cid)
 	case <-c.untold: // no permission
-		return nil, errUntold
+		return nil, 0, errUntold
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, 0, context.Cause(ctx)
 	}
 }
 
-func readInterest(m *nats.Msg, cid uint64) ([]interested, error) {
+func readInterest(m *nats.Msg, cid uint64) (subs []interested, total int, err error) {
 	if noResponders(m) {
-		return nil, errUntold
+		return nil, 0, errUntold
 	}
 	var a interestAnswer
 	if err := json.Unmarshal(m.Data, &a); err != nil {
-		return nil, fmt.Errorf("%w: %w", errUntold, err)
+		return nil, 0, fmt.Errorf("%w: %w", errUntold, err)
 	}
 	if len(a.Data.Conns) != 1 || a.Data.Conns[0].CID != cid {
-		return nil, fmt.Errorf("%w: %.200q", errUntold, m.Data)
+		return nil, 0, fmt.Errorf("%w: %.200q", errUntold, m.Data)
 	}
-	return a.Data.Conns[0].Subs, nil
+	return a.Data.Conns[0].Subs, a.Data.Total, nil
 }
 
 // listens implements [member].
 func (l *live) listens() []*nats.Subscription {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.leaving || l.sub == nil {
+	if l.leaving || !l.there {
 		return nil
 	}
 	return append(slices.Clone(l.aside), l.sub)

@@ -1,6 +1,7 @@
 package natsbus_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 
 	"github.com/tidings-go/tidings/adapter"
 	"github.com/tidings-go/tidings/internal/testkit"
@@ -15,14 +17,18 @@ import (
 )
 
 // sids are the subscriptions that a server has of the connection with a name.
-func sids(t *testing.T, srv *server.Server, name string) map[string]string {
+func sids(t *testing.T, nc *nats.Conn, name string) map[string]string {
 	t.Helper()
-	z, err := srv.Connz(&server.ConnzOptions{Subscriptions: true, SubscriptionsDetail: true})
+	m, err := nc.RequestWithContext(within(t), "$SYS.REQ.SERVER.PING.CONNZ", []byte(`{"subscriptions_detail":true}`))
 	if err != nil {
 		t.Fatal(err)
 	}
+	var z struct{ Data server.Connz }
+	if err := json.Unmarshal(m.Data, &z); err != nil {
+		t.Fatal(err)
+	}
 	bySubject := map[string]string{}
-	for _, c := range z.Conns {
+	for _, c := range z.Data.Conns {
 		if c.Name != name {
 			continue
 		}
@@ -65,6 +71,12 @@ func (l *listener) hears(from adapter.Adapter, id string) {
 	l.t.Helper()
 	publish(l.t, from, adapter.Live, id, "cart.seen")
 	publish(l.t, from, adapter.Durable, id, "order.placed")
+	l.heard(id)
+}
+
+// heard waits until each subscription has had an event, and nothing else.
+func (l *listener) heard(id string) {
+	l.t.Helper()
 	for name, got := range l.got {
 		if d := receive(l.t, got); d.ID != id {
 			l.t.Errorf("%s: event %s, want %s", name, d.ID, id)
@@ -76,10 +88,15 @@ func (l *listener) hears(from adapter.Adapter, id string) {
 // is found and made anew, whichever it is, and so is a connection that is deaf itself.
 func TestADeafSubscriptionIsMadeAnew(t *testing.T) {
 	natsbus.SetWatch(t, 50*time.Millisecond)
-	srv := testkit.Server(t)
-	proxy := testkit.Through(t, strings.TrimPrefix(srv.URL(), "nats://"))
+	srv := lone(t)
+	proxy := testkit.Through(t, srv.addr)
+	look, err := nats.Connect(srv.url())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer look.Close()
 	cfg := adapter.Config{Durable: []string{"order.>"}}
-	from := open(t, srv.URL(), cfg)
+	from := open(t, srv.url(), cfg)
 	var log logged
 	cfg = log.config()
 	cfg.App, cfg.Durable = "ear", []string{"order.>"}
@@ -91,7 +108,7 @@ func TestADeafSubscriptionIsMadeAnew(t *testing.T) {
 	l := listen(t, a)
 	l.hears(from, "1")
 
-	all := sids(t, srv.Running(), "ear/one")
+	all := sids(t, look, "ear/one")
 	if len(all) < 6 { // and those of marks and tallies
 		t.Fatalf("the server has %v", all)
 	}
@@ -103,7 +120,7 @@ func TestADeafSubscriptionIsMadeAnew(t *testing.T) {
 			proxy.Say(testkit.ToServer, fmt.Sprintf("UNSUB %s\r\n", sid))
 		}
 	}
-	heard := func() bool { return len(sids(t, srv.Running(), "ear/one")) == len(all) }
+	heard := func() bool { return len(sids(t, look, "ear/one")) == len(all) }
 	testkit.Until(t, patience, func() bool { return a.Stats().Stalled == deaf && heard() })
 	l.hears(from, "2")
 	if n := a.Stats().Disconnects; n != 0 {
@@ -115,7 +132,7 @@ func TestADeafSubscriptionIsMadeAnew(t *testing.T) {
 
 	for i, subject := range answers {
 		was := a.Stats()
-		sid, ok := sids(t, srv.Running(), "ear/one")[subject]
+		sid, ok := sids(t, look, "ear/one")[subject]
 		if !ok {
 			t.Fatalf("the server does not have %s", subject)
 		}

@@ -37,6 +37,7 @@ type live struct {
 	bursted atomic.Bool // its buffer was full, and was not empty since
 
 	mu      sync.Mutex
+	there   bool // the server has had it
 	leaving bool // what it has is finished, and no more is wanted
 	seen    int  // how many of the dropped ones were reported
 }
@@ -64,9 +65,10 @@ func (c *conn) subscribeLive(ctx context.Context, s adapter.Spec) (adapter.Subsc
 	err := l.confirm(ctx)
 	if err != nil {
 		c.leave(l)
+		sub := l.goes()
 		l.leaveHoles()
-		if l.sub != nil {
-			err = errors.Join(err, ignoreClosed(l.sub.Unsubscribe()))
+		if sub != nil {
+			err = errors.Join(err, ignoreClosed(sub.Unsubscribe()))
 		}
 		return nil, err
 	}
@@ -163,6 +165,9 @@ func (l *live) confirm(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("natsbus: no permission to subscribe to %q: allow it for this user on the server: %w", l.subject, err)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.there = true
 	return nil
 }
 
@@ -304,7 +309,14 @@ func (l *live) Close(ctx context.Context) error {
 	return err
 }
 
-func (l *live) linkUp() {}
+// linkUp: nats.go has subscribed again.
+func (l *live) linkUp() {
+	if broken(mutantNotResubscribed) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		_ = l.sub.Unsubscribe()
+	}
+}
 
 func (l *live) cut() {
 	sub := l.goes()

@@ -18,13 +18,13 @@ import (
 
 // watchTimes are how often the connection is looked at.
 type watchTimes struct {
-	interest time.Duration
+	interest time.Duration   // 0: never
 	outage   []time.Duration // when one is spoken of; then each time the last has passed once more
 }
 
 // watchedAt is what a new connection takes. Tests change it.
 var watchedAt = watchTimes{
-	interest: 10 * time.Second,
+	interest: interestEvery,
 	outage:   []time.Duration{5 * time.Second, 30 * time.Second, 5 * time.Minute},
 }
 
@@ -56,11 +56,7 @@ func (c *conn) watchOutage(ctx context.Context, said []time.Duration, changed <-
 		if i > 0 && i < len(said) {
 			wait -= said[i-1]
 		}
-		select {
-		case <-time.After(wait):
-		case <-changed:
-			return
-		case <-ctx.Done():
+		if !unchanged(ctx, changed, wait) {
 			return
 		}
 		c.failed(c.nc.LastError()) // of a server that spoke, and went no further
@@ -68,6 +64,24 @@ func (c *conn) watchOutage(ctx context.Context, said []time.Duration, changed <-
 		c.log.Warn("natsbus: still no connection; trying on", "url", c.addr.public, "for", time.Since(began).Round(time.Second),
 			"cause", cause, "way_out", wayOut(cause), "tries", c.dials.Load(), "buffered", c.w.buffered(), "spooled", c.spoolers.waiting())
 	}
+}
+
+// never is a wait for what does not come.
+const never = time.Duration(-1)
+
+// unchanged waits, and reports whether the connection is as it was.
+func unchanged(ctx context.Context, changed <-chan struct{}, d time.Duration) bool {
+	var over <-chan time.Time
+	if d >= 0 {
+		over = time.After(d)
+	}
+	select {
+	case <-over:
+		return true
+	case <-changed:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // cause is the last error of the connection.
