@@ -208,9 +208,15 @@ func (i *SubscriptionInfo) end(err error) {
 	}
 }
 
+// of returns what is known of a worker's handler, unless that has returned since: nobody
+// looks again before there are more events.
 func (h *hungHandlers) of(w *worker) *Hung {
+	_, begun, running := w.current()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !running || begun != w.watch.begun {
+		return nil
+	}
 	return w.watch.hung
 }
 

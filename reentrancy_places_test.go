@@ -94,10 +94,13 @@ var calls = []struct {
 		}
 		return nil
 	}},
-	{name: "Debugger.Snapshot", and: "Bus.Debugger SubscriptionInfo.Active", do: func(c *cell, _ context.Context, _ tidings.Event) error {
+	{name: "Debugger.Snapshot", and: "Bus.Debugger Debugger.Health SubscriptionInfo.Active Problem.String", do: func(c *cell, _ context.Context, _ tidings.Event) error {
 		snap := c.bus.Debugger().Snapshot()
 		for _, s := range snap.Subscriptions {
 			s.Active(0)
+		}
+		for _, p := range c.bus.Debugger().Health().Problems {
+			_ = p.String()
 		}
 		if len(snap.Topics) == 0 {
 			c.t.Error("no topics")

@@ -168,16 +168,17 @@ type Caps struct {
 // Stats are counters of a connection, and its present state.
 type Stats struct {
 	Connected   bool
-	URL         string // without secrets
-	Disconnects uint64 // connections lost since it was opened
-	InDoubt     uint64 // live messages that may have been lost with a connection
-	Dropped     uint64 // messages that were given up, each with a cause in the log
-	Buffered    int    // messages accepted and not yet written
-	Spooled     int    // durable messages that lie in the spool
-	Purged      uint64 // stored messages that this process removed because every group had acknowledged them
-	Possible    uint64 // durable messages that were sent again though they may be stored already
-	LastError   string // why the connection was lost last
-	Stalled     uint64 // times a durable subscription was found to get nothing though it should; each has its cause in the log
+	Since       time.Time // when Connected became what it is; zero: not known
+	URL         string    // without secrets
+	Disconnects uint64    // connections lost since it was opened
+	InDoubt     uint64    // live messages that may have been lost with a connection
+	Dropped     uint64    // messages that were given up, each with a cause in the log
+	Buffered    int       // messages accepted and not yet written
+	Spooled     int       // durable messages that lie in the spool
+	Purged      uint64    // stored messages that this process removed because every group had acknowledged them
+	Possible    uint64    // durable messages that were sent again though they may be stored already
+	LastError   string    // why the connection was lost last
+	Stalled     uint64    // times a durable subscription was found to get nothing though it should; each has its cause in the log
 }
 
 // LeftError names what a durable subscription could not settle before it was

@@ -444,7 +444,7 @@ func (c *conn) Caps() adapter.Caps {
 // Stats implements [adapter.Adapter].
 func (c *conn) Stats() adapter.Stats {
 	s := adapter.Stats{
-		Connected: c.link.isUp(), URL: c.addr.public,
+		Connected: c.link.isUp(), Since: c.link.since(), URL: c.addr.public,
 		Disconnects: c.disconnects.Load(), InDoubt: c.inDoubt.Load(), Dropped: c.dropped.Load(),
 		Purged: c.keeper.purged(), Buffered: c.w.buffered(), Stalled: c.stalls.Load(),
 		Possible: c.possible.Load(), Spooled: c.spoolers.waiting(),

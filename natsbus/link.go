@@ -17,6 +17,7 @@ import (
 type link struct {
 	mu      sync.Mutex
 	up      bool
+	at      time.Time // when up became what it is
 	closed  bool
 	changed chan struct{} // closed at the next change
 }
@@ -26,7 +27,9 @@ func newLink() *link { return &link{changed: make(chan struct{})} }
 func (l *link) set(up bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.up = up
+	if l.up != up || l.at.IsZero() {
+		l.up, l.at = up, time.Now()
+	}
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
@@ -37,7 +40,7 @@ func (l *link) close() {
 	if l.closed {
 		return
 	}
-	l.up, l.closed = false, true
+	l.up, l.closed, l.at = false, true, time.Now()
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
@@ -46,6 +49,12 @@ func (l *link) state() (up, closed bool, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.up, l.closed, l.changed
+}
+
+func (l *link) since() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.at
 }
 
 func (l *link) isUp() bool {

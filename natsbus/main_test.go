@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is far above what anything here needs.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func within(t *testing.T) context.Context {
 	t.Helper()

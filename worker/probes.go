@@ -3,6 +3,7 @@
 package worker
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -31,6 +32,25 @@ func (p *Probes) Ready() http.Handler {
 // probe have a timeout. It is alive while it drains.
 func (p *Probes) Alive() http.Handler {
 	return p.handler(func(l *life, r *http.Request) error { return l.alive(r.Context()) })
+}
+
+// Health answers with the bus's [tidings.Health] as JSON, 200 if it is OK and 503 if not.
+// It is for alarms: a broker that is away is no reason to restart a worker, or to send
+// it no more requests.
+func (p *Probes) Health() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		l := p.life.Load()
+		if l == nil {
+			http.Error(w, "not running", http.StatusServiceUnavailable)
+			return
+		}
+		h := l.Bus.Debugger().Health()
+		w.Header().Set("Content-Type", "application/json")
+		if !h.OK {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_ = json.NewEncoder(w).Encode(h) // the client is gone otherwise
+	})
 }
 
 func (p *Probes) handler(ask func(*life, *http.Request) error) http.Handler {

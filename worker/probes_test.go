@@ -35,6 +35,7 @@ func TestProbes(t *testing.T) {
 	}
 	asked(probes.Ready(), 503, "not running")
 	asked(probes.Alive(), 503, "not running")
+	asked(probes.Health(), 503, "not running")
 
 	set, handled, sick := make(chan struct{}), make(chan struct{}), atomic.Bool{}
 	ctx, stop := context.WithCancel(t.Context())
@@ -57,6 +58,7 @@ func TestProbes(t *testing.T) {
 	asked(probes.Alive(), 200, "ok")
 	close(set)
 	asked(probes.Ready(), 200, "ok")
+	asked(probes.Health(), 200, `"OK":true`)
 	sick.Store(true)
 	asked(probes.Alive(), 503, "the loop stands still")
 	sick.Store(false)

@@ -79,6 +79,10 @@ var rules = []rule{
 		why: "whoever filters links nothing but what the bus links anyway, and it is on the public API, as a user's own would be",
 	},
 	{
+		of: "./metrics/...", only: []string{"."}, std: true,
+		why: "every app may link it, whatever its monitoring is; Prometheus' own library is for its tests",
+	},
+	{
 		of: "./subscriber/...", only: []string{".", "./internal/topic"}, std: true,
 		why: "it is sugar on the public API: what it needs besides the grammar of names, users would need too",
 	},
