@@ -30,7 +30,7 @@ func windowed(name string, k kind, publish func(ctx context.Context, p *publishe
 			ctx, cancel := context.WithTimeout(context.Background(), consumeLimit)
 			defer cancel()
 			return flow(n, func(done func(error)) error { return publish(ctx, p, done) })
-		}, close: p.close, noisy: true}, nil
+		}, close: p.close}, nil
 	}}
 }
 
@@ -84,7 +84,7 @@ func rawAsync() candidate {
 			}
 			<-js.PublishAsyncComplete()
 			return nil
-		}, close: p.close, noisy: true}, nil
+		}, close: p.close}, nil
 	}}
 }
 
@@ -97,7 +97,7 @@ func ourSpooled(callers int) candidate {
 		}
 		return &rig{op: func(n int) error {
 			return share(n, callers, func(ctx context.Context) error { return p.bus.Publish(ctx, name, stored128) })
-		}, close: p.close, noisy: true}, nil
+		}, close: p.close}, nil
 	}}
 }
 
@@ -118,7 +118,7 @@ func watermillStored(sync bool, callers int) candidate {
 			return share(n, callers, func(context.Context) error {
 				return pub.Publish(name, message.NewMessage(watermill.NewUUID(), data))
 			})
-		}, close: func() error { return errors.Join(pub.Close(), p.close()) }, noisy: true}, nil
+		}, close: func() error { return errors.Join(pub.Close(), p.close()) }}, nil
 	}}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,10 +22,22 @@ const serveArg = "-serve-nats"
 // syncArg has the server sync each message before it acknowledges it, as the hub does.
 const syncArg = "-sync"
 
+// portArg names a port; else it is any that is free.
+const portArg = "-port="
+
 // serve runs a server with a file store in the directory that the first argument names,
 // with nats-server's own defaults but for syncArg, until stdin ends. It prints its URL.
 func serve(args []string, stdin io.Reader, stdout io.Writer) error {
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: args[0], NoSigs: true,
+	port := server.RANDOM_PORT
+	for _, a := range args {
+		if p, ok := strings.CutPrefix(a, portArg); ok {
+			var err error
+			if port, err = strconv.Atoi(p); err != nil {
+				return err
+			}
+		}
+	}
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: args[0], NoSigs: true,
 		SyncAlways: slices.Contains(args, syncArg)})
 	if err != nil {
 		return err
@@ -44,6 +57,7 @@ func serve(args []string, stdin io.Reader, stdout io.Writer) error {
 type broker struct {
 	url   string
 	dir   string
+	self  string // this program
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
 }
@@ -57,7 +71,16 @@ func startBroker(args ...string) (*broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &broker{dir: dir, cmd: exec.Command(self, append([]string{serveArg, dir}, args...)...)}
+	b := &broker{dir: dir, self: self}
+	if err := b.start(args...); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return b, nil
+}
+
+// start returns once the server listens, and has its store open.
+func (b *broker) start(args ...string) error {
+	b.cmd = exec.Command(b.self, append([]string{serveArg, b.dir}, args...)...)
 	b.cmd.Stderr = os.Stderr
 	out, err := b.cmd.StdoutPipe()
 	if err == nil {
@@ -67,15 +90,15 @@ func startBroker(args ...string) (*broker, error) {
 		err = b.cmd.Start()
 	}
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+		return err
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if b.url = strings.TrimSpace(line); err != nil {
-		return nil, errors.Join(fmt.Errorf("the server said %q: %w", b.url, err), b.close())
+		return errors.Join(fmt.Errorf("the server said %q: %w", b.url, err), b.stop())
 	}
-	return b, nil
+	return nil
 }
 
-func (b *broker) close() error {
-	return errors.Join(b.stdin.Close(), b.cmd.Wait(), os.RemoveAll(b.dir))
-}
+func (b *broker) stop() error { return errors.Join(b.stdin.Close(), b.cmd.Wait()) }
+
+func (b *broker) close() error { return errors.Join(b.stop(), os.RemoveAll(b.dir)) }

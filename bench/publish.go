@@ -76,7 +76,7 @@ func waiting(name string, k kind, sync bool, callers int, publish func(ctx conte
 		}
 		return &rig{op: func(n int) error {
 			return share(n, callers, func(ctx context.Context) error { return publish(ctx, p) })
-		}, close: p.close, noisy: true}, nil
+		}, close: p.close}, nil
 	}}
 }
 

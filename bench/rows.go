@@ -66,6 +66,7 @@ func rows(e effort) []row {
 		row{id: "p4n", name: "durable publish, not synced, 64 waiting, and a peer", cpu: 2, effort: publishEffort(e, 64),
 			candidates: []candidate{ourPublish(false, 64), rawPublish(false, 64), watermillStored(false, 64)}})
 	all = append(all, liveRows(e)...)
+	all = append(all, outageRows(e)...)
 	return append(all,
 		row{id: "7", name: fmt.Sprintf("match among %d wildcards, known topic", e.subs), cpu: 1, goal: goal{floor: same},
 			candidates: []candidate{timedAmong(ours, e.subs), among(floor, 10)}},
