@@ -19,7 +19,7 @@ import (
 	"github.com/tidings-go/tidings/supervisor"
 )
 
-var mutants = flag.Bool("mutants", false, "drill binaries with planted defects: six minutes")
+var mutants = flag.Bool("mutants", false, "drill binaries with planted defects: eight minutes")
 
 // A drill that finds nothing proves something only if it would have found what is
 // wrong. Each of these is a defect that real applications have had. Run it with
@@ -27,7 +27,7 @@ var mutants = flag.Bool("mutants", false, "drill binaries with planted defects: 
 //	go test ./drill -run Mutants -mutants
 func TestMutants(t *testing.T) {
 	if !*mutants {
-		t.Skip("takes six minutes: run with -mutants")
+		t.Skip("takes eight minutes: run with -mutants")
 	}
 	bin := buildCLI(t, "-tags", "mutants")
 	cells := func(names string) []string { return []string{"--signals", "--cells=^(" + names + ")$"} }
@@ -42,6 +42,7 @@ func TestMutants(t *testing.T) {
 		{"drain-not-waited", "live, deploy", drill.RuleLost, nil},
 		{"ready-before-bind", "live, deploy", drill.RuleLost, nil},
 		{"stop-before-ready", "live, deploy", drill.RuleLost, nil},
+		{"not-resubscribed", "live, hub restart", drill.RuleLost, nil},
 		{"queue-not-drained", "live, deploy", drill.RuleLost, nil},
 		{"upgrade-stops-old-first", "live, running: USR2", drill.RuleLost, cells("running: USR2")},
 		{"burst-loses-kinds", "signals do what the table says", drill.RuleEffect, cells("running: a burst of USR1, TTIN, HUP, USR2")},
@@ -86,7 +87,7 @@ func TestMutants(t *testing.T) {
 			}
 		})
 	}
-	for name, args := range map[string][]string{"none": nil, "none, signals": cells("running: (USR2|a burst of USR1.*)"), "none, outage": outage} {
+	for name, args := range map[string][]string{"none": nil, "none, signals": cells("running: (USR2|a burst of USR1.*)"), "none, outage": outage, "none, network": {"--scenario=network", "--for=14s"}} {
 		t.Run(name, func(t *testing.T) {
 			if v, code := drilled(t, bin, args...); code != 0 || v.Result != drill.Kept {
 				t.Errorf("exit status %d and %s without a defect, want 0 and %s: %v, void: %v", code, v.Result, drill.Kept, v.Violations, v.Void)

@@ -64,11 +64,7 @@ func (d *drill) startShop(s *shop) error {
 		env = append(env, "TIDINGS_SPOOL_DIR="+d.spoolDir(), "TIDINGS_SPOOL_MAX="+s.max, "TIDINGS_MUTANT="+d.Mutant)
 		switch s.n {
 		case 1:
-			url, err := d.through(d.proxy)
-			if err != nil {
-				return err
-			}
-			env = append(env, d.urlIn(url))
+			env = append(env, d.urlIn(d.through(d.proxy)))
 		case publishers: // it has all its orders in its spool, always
 			env = append(env, "TIDINGS_ROUTES=order.>=durable+spool")
 		}

@@ -293,8 +293,8 @@ func (d *delivery) judgeAgain(i int) {
 		d.violate(row, before.begin, before, RuleFailed, "the handler in %s failed, and nothing was planted for it: %s", before.rep.name(), before.failed)
 	case before.failed != "":
 		d.violate(d.receipts, h.begin, h, RuleReceipt, "cut off in %s, whose receipt does not name it, and begun again by %s", before.rep.name(), h.rep.name())
-	case d.unacknowledged(before, h):
-		d.row2(Outages, row).Redelivered++
+	case d.unacknowledged(before, h) != "":
+		d.row2(d.unacknowledged(before, h), row).Redelivered++
 	default:
 		d.doubled(h, before)
 	}
@@ -328,15 +328,15 @@ func (d *delivery) leaving(h *handling) bool {
 	return slices.ContainsFunc(d.ev.Quits, func(q Quit) bool { return q.PID == h.rep.PID && q.At <= h.end })
 }
 
-// unacknowledged: before's acknowledgement was not on record when the hub was
-// stopped, and h came after that.
-func (d *delivery) unacknowledged(before, h *handling) bool {
+// unacknowledged: before's acknowledgement was not on record when an outage began, and
+// h came after that. It returns the outage's kind.
+func (d *delivery) unacknowledged(before, h *handling) Kind {
 	for _, o := range d.ev.Outages {
 		if d.inHands(before, o) && h.begin > o.Down && (before.ack == 0 || before.ack > d.forgotten(o)) {
-			return true
+			return o.kind()
 		}
 	}
-	return false
+	return ""
 }
 
 // judgeAttempt judges a first begin of what the broker had delivered before: to a
@@ -359,7 +359,7 @@ func (d *delivery) judgeAttempt(h *handling) {
 	}
 	for _, o := range d.ev.Outages {
 		if d.p.intent <= o.Back && h.begin > o.Down {
-			d.row2(Outages, row).Redelivered++
+			d.row2(o.kind(), row).Redelivered++
 			return
 		}
 	}

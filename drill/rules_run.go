@@ -123,7 +123,11 @@ func (j *judge) judgeGaps() {
 }
 
 func (j *judge) judgeBudgets() {
-	for kind, n := range map[Kind]int{Kills: len(j.ev.Kills), Outages: len(j.ev.Outages), Crashes: len(j.ev.Crashes), Cuts: len(j.left)} {
+	budgets := map[Kind]int{Kills: len(j.ev.Kills), Crashes: len(j.ev.Crashes), Cuts: len(j.left)}
+	for _, o := range j.ev.Outages {
+		budgets[o.kind()]++
+	}
+	for kind, n := range budgets {
 		row := j.row(true, kind)
 		if budget := n * j.lim.Redeliveries[kind]; row != j.evidence && row.Redelivered > budget {
 			j.broken(row, 0, Violation{Rule: RuleBudget, Text: fmt.Sprintf("%d redeliveries; the budget is %d", row.Redelivered, budget)})
@@ -199,7 +203,7 @@ func (j *judge) judgeEvidence() {
 	}{
 		{j.ev.WantDeploys, len(j.ev.Deploys), "deploys"},
 		{j.ev.WantKills, len(j.ev.Kills), "kills"},
-		{j.ev.WantOutages, len(j.ev.Outages), "restarts of the hub"},
+		{j.ev.WantOutages, len(j.ev.Outages), "restarts of the hub and faults of the network"},
 		{j.ev.WantDeaths, len(j.ev.Deaths), "kills of publishers"},
 		{j.ev.WantReleases, len(j.ev.Releases), "runs of tidings deploy"},
 	} {
@@ -317,19 +321,19 @@ func (j *judge) judgeOutage(o Outage) {
 	}
 	if !met {
 		for _, durable := range []bool{false, true} {
-			j.row(durable, Outages).void = true
+			j.row(durable, o.kind()).void = true
 		}
-		j.void("the restart of the hub met nobody: %d clients before, %d connections closed", o.Before, o.Closed)
+		j.void("the %s met nobody: %d clients before, %d connections closed", o.what(), o.Before, o.Closed)
 	}
 	if o.Old.Name == "" && slices.ContainsFunc(j.ev.Expect, func(x Expectation) bool { return x.Durable }) {
-		j.row(true, Outages).void = true
-		j.void("it is not known which store the hub had before its restart")
+		j.row(true, o.kind()).void = true
+		j.void("it is not known which store the hub had before the %s", o.what())
 	}
 	if o.Back == 0 || o.After < o.Before {
-		j.broken(j.row(false, Outages), o.Up, Violation{Rule: RuleProcess, Text: fmt.Sprintf("%d of %d clients came back after the restart of the hub", o.After, o.Before)})
+		j.broken(j.row(false, o.kind()), o.Up, Violation{Rule: RuleProcess, Text: fmt.Sprintf("%d of %d clients came back after the %s", o.After, o.Before, o.what())})
 	}
 	if !o.Old.Created.Equal(o.New.Created) || o.Old.Name != o.New.Name || o.New.LastSeq < o.Old.LastSeq {
-		j.broken(j.row(true, Outages), o.Up, Violation{Rule: RuleStream, Text: fmt.Sprintf("the hub came back with another store: %s of %v at %d, was %s of %v at %d",
+		j.broken(j.row(true, o.kind()), o.Up, Violation{Rule: RuleStream, Text: fmt.Sprintf("the hub came back with another store: %s of %v at %d, was %s of %v at %d",
 			o.New.Name, o.New.Created, o.New.LastSeq, o.Old.Name, o.Old.Created, o.Old.LastSeq)})
 	}
 }
@@ -375,7 +379,10 @@ func (j *judge) done() string {
 	note(len(j.ev.Deploys), "%d deploys (%d events in flight)", j.v.InFlight)
 	note(len(j.ev.Kills), "%d kills%s", j.firstAgain())
 	note(len(j.ev.Deaths), "%d kills%s", j.died())
-	note(len(j.ev.Outages), "%d restarts of the hub")
+	faults := len(j.ev.Outages)
+	faults -= len(slices.DeleteFunc(slices.Clone(j.ev.Outages), func(o Outage) bool { return o.Network != "" }))
+	note(len(j.ev.Outages)-faults, "%d restarts of the hub")
+	note(faults, "%d network faults")
 	note(len(j.ev.Crashes), "%d processes killed by an event")
 	var away time.Duration
 	for _, s := range j.ev.Away {

@@ -231,18 +231,31 @@ func TestUnionOverGroupsDoesNotHideADeafOne(t *testing.T) {
 	}
 }
 
+// network makes the restart of the hub a fault of the network.
+func (r *run) network() {
+	r.ev.Outages[0].Network = "cut"
+	for i := range r.ev.Phases {
+		if r.ev.Phases[i].Kind == Outages {
+			r.ev.Phases[i].Kind = Networks
+		}
+	}
+}
+
 func TestRedeliveriesHaveABudget(t *testing.T) {
-	for _, kind := range []Kind{Kills, Outages} {
+	for _, kind := range []Kind{Kills, Outages, Networks} {
 		r := soundRun()
-		r.lim.Redeliveries = map[Kind]int{Kills: 3, Outages: 3}
+		if kind == Networks {
+			r.network()
+		}
+		r.lim.Redeliveries = map[Kind]int{Kills: 3, Outages: 3, Networks: 3}
 		pids, ns := []int{112, 113}, []int{401, 402, 403, 404}
-		if kind == Outages {
+		if kind != Kills {
 			ns = []int{601, 602, 603, 604}
 		}
 		for _, n := range ns[:3] {
 			r.attempt(pids[(n+1)%2], n, 2)
 		}
-		if kind == Outages {
+		if kind != Kills {
 			r.ev.Kills, r.ev.WantKills = nil, 0
 			r.line(deadPID, when(100), witness.Closed, "")
 		}
@@ -333,6 +346,10 @@ func TestEachBrokenRuleOfTheRunIsNamed(t *testing.T) {
 		"another stream":               {func(r *run) { r.ev.Outages[0].New.Name = "other" }, stream},
 		"clients that did not return": {func(r *run) { r.ev.Outages[0].After = 3 },
 			[]string{violation("live, hub restart", RuleProcess, 0, "", "", 0)}},
+		"clients that the network lost": {func(r *run) { r.network(); r.ev.Outages[0].After = 3 },
+			[]string{violation("live, network fault", RuleProcess, 0, "", "", 0)}},
+		"another stream behind the network": {func(r *run) { r.network(); r.ev.Outages[0].New.Name = "other" },
+			[]string{violation("durable, network fault", RuleStream, 0, "", "", 0)}},
 		"a deploy that failed":                {func(r *run) { r.ev.Deploys[0].Failure = "never ready" }, process(0)},
 		"an old worker that failed":           {func(r *run) { r.ev.Exits[0].Code = 1 }, process(101)},
 		"an old worker that had to be killed": {func(r *run) { r.ev.Exits[0].Signal = "killed" }, process(101)},

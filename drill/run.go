@@ -298,7 +298,11 @@ func (d *drill) startWith(flags, worker []string) error {
 
 // env is what masters and publishers find in their environment.
 func (d *drill) env() []string {
-	return []string{d.urlIn(d.hub.url), witness.EnvDir + "=" + d.Dir, "TIDINGS_ROUTES="}
+	url := d.hub.url
+	if d.sc.slow {
+		url = d.through(d.proxy)
+	}
+	return []string{d.urlIn(url), witness.EnvDir + "=" + d.Dir, "TIDINGS_ROUTES="}
 }
 
 func (d *drill) urlIn(url string) string {

@@ -22,6 +22,7 @@ type Scenario struct {
 	outages int
 	rate    int  // at most
 	spool   bool // publishers have one, and streams soon forget ids
+	slow    bool // the way to the hub
 	run     func(*drill) error
 }
 
@@ -49,6 +50,8 @@ func Scenarios() []Scenario {
 			workers: 2, plant: "poison/97,flaky/37", fates: []witness.Fate{witness.Flaky, witness.Poison}, kills: 1, rate: 400, run: (*drill).release},
 		{Name: "outage", About: "publishers and the hub killed with -9, a hub that is away, full spools: what publishers were told holds",
 			workers: 2, plant: "twice/10", fates: []witness.Fate{witness.Twice}, outages: 4, rate: 400, spool: true, run: (*drill).outage},
+		{Name: "network", About: "a way to the hub of 20 ms; deploys over it; it is cut, and open in one direction only",
+			workers: 2, rate: 400, slow: true, run: (*drill).network},
 		{Name: "signals", About: "every signal, in every state of a master, to masters and workers",
 			rate: 300, run: (*drill).matrix},
 	}

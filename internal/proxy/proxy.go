@@ -109,6 +109,19 @@ func (p *Proxy) Say(d Direction, words string) {
 	}
 }
 
+// Clients are the addresses of those that are connected.
+func (p *Proxy) Clients() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var addrs []string
+	for c, to := range p.conns {
+		if to == ToClient {
+			addrs = append(addrs, c.RemoteAddr().String())
+		}
+	}
+	return addrs
+}
+
 // Close ends it with all connections, and waits until that is done.
 func (p *Proxy) Close() {
 	_ = p.l.Close()

@@ -109,6 +109,9 @@ func TestDelay(t *testing.T) {
 // Who is cut off is told so, and can come back.
 func TestCut(t *testing.T) {
 	p, client := echo(t)
+	if got := p.Clients(); len(got) != 1 || got[0] != client.LocalAddr().String() {
+		t.Errorf("clients: %v", got)
+	}
 	p.Cut()
 	if _, err := client.Read(make([]byte, 1)); err == nil {
 		t.Error("still connected")
