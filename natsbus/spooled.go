@@ -241,6 +241,9 @@ func (s *spooling) leave() {
 	}
 }
 
+// whenClosed is the cause at the end of an adapter.
+const whenClosed = "closed"
+
 // divert moves all durable events that are on their way, in the order in which they
 // were accepted, to the spool, and has later ones follow: the broker is away.
 func (w *writer) divert(cause string) {
@@ -287,7 +290,12 @@ func (w *writer) divert(cause string) {
 	w.mu.Unlock()
 	stopAt("diverted")
 	s.leave()
-	w.c.log.Warn("natsbus: the broker is away: durable events go to the spool", "spool", s.sp.Path(), "cause", cause, "moved", len(moved))
+	switch {
+	case cause != whenClosed:
+		w.c.log.Warn("natsbus: the broker is away: durable events go to the spool", "spool", s.sp.Path(), "cause", cause, "moved", len(moved))
+	case len(moved) > 0:
+		w.c.log.Warn("natsbus: durable events that are not acknowledged stay in the spool: the next process of the app sends them", "spool", s.sp.Path(), "cause", cause, "moved", len(moved))
+	}
 }
 
 // split tells what may go to a spool from what has come from one, where it keeps its

@@ -483,7 +483,7 @@ func (w *writer) tellIdle() {
 // end fails what is left when the adapter closes.
 func (w *writer) end() {
 	w.takeQueues()
-	w.divert("closed")
+	w.divert(whenClosed)
 	w.mu.Lock()
 	w.closed = true
 	w.tellRoom()
