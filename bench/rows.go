@@ -52,7 +52,7 @@ func rows(e effort) []row {
 		id := "p1" + string(rune('a'+i))
 		all = append(all,
 			row{id: id, name: fmt.Sprintf("durable publish, each synced, %d waiting", callers), cpu: 2, effort: publishEffort(e, callers),
-				goal: goal{floor: []float64{1, 1, 1, 0.5, 1. / 6, 1. / 12}[i]}, candidates: []candidate{ourPublish(true, callers), rawPublish(true, callers)}},
+				goal: goal{floor: []float64{1, 1, 1, 0.5, 1. / 6, 1. / 12}[i]}, candidates: []candidate{ourPublish(true, callers), rawPublish(true, callers), rawEvent(true, callers)}},
 			row{id: id + "n", name: fmt.Sprintf("durable publish, not synced, %d waiting", callers), cpu: 2, effort: publishEffort(e, callers),
 				candidates: []candidate{ourPublish(false, callers), rawPublish(false, callers)}})
 	}
