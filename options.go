@@ -7,15 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/tidings-go/tidings/internal/bytesize"
 	"github.com/tidings-go/tidings/internal/topic"
 )
 
@@ -246,7 +245,7 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if limit := os.Getenv("TIDINGS_SPOOL_MAX"); o.SpoolMax == 0 && limit != "" {
 		var err error
-		if o.SpoolMax, err = parseSize(limit); err != nil {
+		if o.SpoolMax, err = bytesize.Parse(limit); err != nil {
 			return o, &Error{Op: "new", Err: fmt.Errorf("TIDINGS_SPOOL_MAX is %q: %w", limit, err)}
 		}
 	}
@@ -280,21 +279,6 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	o.Routes = append(env, o.Routes...)
 	return o, nil
-}
-
-// parseSize reads a number of bytes.
-func parseSize(s string) (int64, error) {
-	number, unit := s, int64(1)
-	for i, name := range []string{"KiB", "MiB", "GiB"} {
-		if n, ok := strings.CutSuffix(s, name); ok {
-			number, unit = n, 1<<(10*(i+1))
-		}
-	}
-	n, err := strconv.ParseInt(number, 10, 64)
-	if err != nil || n < 1 || n > math.MaxInt64/unit {
-		return 0, errors.New("want a number of bytes, or a size like 64KiB, 512MiB or 4GiB")
-	}
-	return n * unit, nil
 }
 
 func (r Route) check() error {

@@ -3,13 +3,14 @@ package natsbus
 import (
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/tidings-go/tidings/internal/bytesize"
 )
 
 // What a stream of ours is made with, unless it is declared otherwise.
@@ -35,7 +36,7 @@ var settingKeys = []string{"max-bytes", "max-msgs", "replicas", "duplicates"}
 func (s *Settings) Set(key, value string) (err error) {
 	switch key {
 	case "max-bytes":
-		s.MaxBytes, err = parseSize(value)
+		s.MaxBytes, err = bytesize.Parse(value)
 	case "max-msgs":
 		s.MaxMsgs, err = strconv.ParseInt(value, 10, 64)
 		if err != nil || s.MaxMsgs <= 0 {
@@ -60,35 +61,11 @@ func (s *Settings) Set(key, value string) (err error) {
 	return nil
 }
 
-var sizeUnits = []struct {
-	name  string
-	bytes int64
-}{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}}
-
-func parseSize(s string) (int64, error) {
-	number, factor := s, int64(1)
-	for _, u := range sizeUnits {
-		if n, ok := strings.CutSuffix(s, u.name); ok {
-			number, factor = strings.TrimSpace(n), u.bytes
-		}
-	}
-	n, err := strconv.ParseInt(number, 10, 64)
-	if err != nil || n <= 0 || n > math.MaxInt64/factor {
-		return 0, errors.New("want a size like 4GiB, 512MiB or 1000000")
-	}
-	return n * factor, nil
-}
-
 func formatSize(n int64) string {
 	if n <= 0 {
 		return "unlimited"
 	}
-	for _, u := range sizeUnits {
-		if n%u.bytes == 0 {
-			return strconv.FormatInt(n/u.bytes, 10) + u.name
-		}
-	}
-	return strconv.FormatInt(n, 10) + "B"
+	return bytesize.Format(n)
 }
 
 func formatCount(n int64) string {

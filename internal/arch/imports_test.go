@@ -55,11 +55,11 @@ var rules = []rule{
 		why: "the bus imports the driver side, not the reverse; a driver that knows the bus would tie third parties to it",
 	},
 	{
-		of: "./natsbus/...", only: []string{"./adapter", "./internal/topic", "./internal/loop", "./internal/spool", mutant},
+		of: "./natsbus/...", only: []string{"./adapter", "./internal/topic", "./internal/loop", "./internal/bytesize", "./internal/spool", mutant},
 		why: "the NATS driver gets what any third party's gets, or adapter would be no interface",
 	},
 	{
-		of: "./hub/...", only: []string{"./natsbus/...", "./internal/loop", mutant},
+		of: "./hub/...", only: []string{"./natsbus/...", "./internal/loop", "./internal/topic", mutant},
 		why: "the broker must be able to outlive and to predate any version of the bus",
 	},
 	{
