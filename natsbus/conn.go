@@ -46,6 +46,8 @@ type conn struct {
 	mux    *mux
 	w      *writer
 	link   *link
+	login  *credentials
+	entry  *entry
 	keeper *keeper // nil without durable routes
 	later  *later
 	full   fullItems
@@ -69,7 +71,6 @@ type conn struct {
 	late        atomic.Bool   // there was no connection yet
 	inOrder     atomic.Bool   // acknowledgements are taken in the order in which they are sent
 	deadThere   atomic.Bool   // the stream of dead letters was seen
-	refusals    atomic.Bool   // the server refuses us, as was reported
 	untold      chan struct{} // it does not say which subscriptions it has
 	watching    *loop.Loop
 
@@ -162,7 +163,9 @@ func (c *conn) placeLater(ctx context.Context) {
 }
 
 func (c *conn) connect(ctx context.Context) error {
-	auth, err := c.addr.auth(c.report)
+	c.entry = &entry{c: c}
+	c.login = &credentials{a: c.addr, complain: c.entry.tell}
+	auth, err := c.login.options()
 	if err != nil {
 		return err
 	}
@@ -184,6 +187,7 @@ func (c *conn) connect(ctx context.Context) error {
 	if c.nc, err = nats.Connect(strings.Join(c.addr.servers, ","), opts...); err != nil {
 		return c.connectError(err)
 	}
+	c.login.nc.Store(c.nc)
 	if c.nc.IsConnected() {
 		c.maxPayload.Store(c.nc.MaxPayload())
 		c.inOrder.Store(alone(c.nc))
@@ -213,7 +217,7 @@ func (c *conn) options(timeout time.Duration) []nats.Option {
 	return []nats.Option{
 		nats.Name(c.cfg.App + "/" + c.cfg.Instance),
 		nats.Timeout(timeout),
-		nats.SetCustomDialer(&dialer{Dialer: net.Dialer{Timeout: timeout}, begun: &c.dials, patient: c.spools()}),
+		nats.SetCustomDialer(&dialer{Dialer: net.Dialer{Timeout: timeout}, begun: &c.dials, before: c.login.beforeDial, patient: c.spools()}),
 		nats.MaxReconnects(-1),      // the default gives up after two minutes, for good
 		nats.IgnoreAuthErrorAbort(), // so do two refused credentials in a row
 		nats.ReconnectBufSize(-1),   // it is thrown away when the flush after a reconnection fails; ours is not
@@ -222,7 +226,10 @@ func (c *conn) options(timeout time.Duration) []nats.Option {
 		nats.FlusherTimeout(2 * time.Second), // a hung broker would hold the writer for a minute
 		nats.ReconnectOnFlusherError(),
 		nats.DrainTimeout(drainTimeout),
-		nats.CustomReconnectDelay(func(n int) time.Duration { return reconnectDelay(c.addr.loopback, n) }),
+		nats.CustomReconnectDelay(func(n int) time.Duration {
+			c.entry.look(c.login.nc.Load())
+			return reconnectDelay(c.addr.loopback, n)
+		}),
 		nats.DisconnectErrHandler(c.onDisconnect),
 		nats.ReconnectHandler(c.onReconnect),
 		nats.ReconnectErrHandler(c.onTry),
@@ -232,21 +239,6 @@ func (c *conn) options(timeout time.Duration) []nats.Option {
 			c.log.Info("natsbus: the server is about to stop and asks its clients to go elsewhere", "url", c.addr.public)
 		}),
 	}
-}
-
-func (c *conn) connectError(err error) error {
-	at := c.addr.public
-	switch {
-	case refusesLogin(err):
-		return fmt.Errorf("natsbus: the server at %s refused the credentials: correct those in the URL, or name a file that holds the token with ?token-file=PATH: %w", at, err)
-	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrTimeout):
-		return fmt.Errorf("natsbus: no NATS server answers at %s: start one (tidings hub) or correct the URL: %w", at, err)
-	}
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return fmt.Errorf("natsbus: no NATS server answers at %s: start one (tidings hub) or correct the URL: %w", at, err)
-	}
-	return fmt.Errorf("natsbus: connect to %s: %w", at, err)
 }
 
 // report hands on what has no caller.
@@ -291,7 +283,7 @@ func (c *conn) onClosed(nc *nats.Conn) {
 func (c *conn) onReconnect(nc *nats.Conn) {
 	c.inOrder.Store(alone(nc))
 	c.maxPayload.Store(nc.MaxPayload())
-	c.refusals.Store(false)
+	c.entry.over()
 	c.link.set(true)
 	c.backAt.Store(new(time.Now()))
 	c.w.post(note{kind: noteUp})
@@ -328,7 +320,7 @@ func (c *conn) onError(_ *nats.Conn, sub *nats.Subscription, err error) {
 	case errors.Is(err, nats.ErrPermissionViolation):
 		c.onDenied(err)
 	case refusesLogin(err):
-		c.onLogin(err)
+		c.failed(err) // what is in the files by now may be let in; if not, entry says so
 	default:
 		c.report(fmt.Errorf("natsbus: %w", err))
 	}

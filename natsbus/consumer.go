@@ -116,10 +116,21 @@ func (c *conn) ensureConsumer(ctx context.Context, in *jetstream.StreamInfo, gro
 	name := cfg.Durable
 	info, err := c.consumerInfo(ctx, stream, name)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		err = c.api(ctx, "CONSUMER.CREATE."+stream, func(ctx context.Context) error {
-			_, err := c.js.CreateConsumer(ctx, stream, withPrivate(cfg, in))
-			return err
-		})
+		create := func(cfg jetstream.ConsumerConfig) error {
+			return c.api(ctx, "CONSUMER.CREATE."+stream, func(ctx context.Context) error {
+				_, err := c.js.CreateConsumer(ctx, stream, cfg)
+				return err
+			})
+		}
+		both := withPrivate(cfg, in)
+		err = create(both)
+		if len(both.FilterSubjects) > 0 && errors.As(err, new(*refusal)) {
+			// With one filter only, it is in the subject of the request, where it can be allowed.
+			if err = create(cfg); err == nil {
+				c.log.Warn("natsbus: this user may not make a consumer that gets what is redriven or replayed to its group; who redrives or replays the next time sees to that, and what waited before is lost to the group",
+					"stream", stream, "consumer", name)
+			}
+		}
 		if err == nil {
 			c.learn(stream, name)
 			c.log.Info("natsbus: consumer created", "stream", stream, "consumer", name, "group", group, "pattern", c.topic(subject))
@@ -168,6 +179,11 @@ func (c *conn) settleConsumer(ctx context.Context, stream string, have, want jet
 		_, err := c.js.UpdateConsumer(ctx, stream, have)
 		return err
 	})
+	if len(have.FilterSubjects) > 0 && errors.As(err, new(*refusal)) {
+		c.log.Warn("natsbus: this user may not change a consumer that gets what is redriven or replayed to its group; it stays as it is", "stream", stream, "consumer", want.Durable, "cause", err)
+		c.learn(stream, want.Durable)
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("update consumer %s on stream %s: %w", want.Durable, stream, err)
 	}

@@ -3,12 +3,17 @@
 // package adapter; applications then open a URL and use nothing from here. What
 // tools need to look at streams and change them is [Admin].
 //
-//	nats://[user:pass@|token@]host:port[,host2...][?token-file=PATH][&creds=PATH][&ca=PATH]
+//	nats://[user:pass@|token@]host:port[,host2...]
+//	       [?user-file=PATH|?nkey=PATH|?token-file=PATH|?creds=PATH][&inbox=SUBJECT][&ca=PATH][&cert=PATH&key=PATH]
 //	       [&max-bytes=SIZE][&max-msgs=N][&replicas=N][&duplicates=DURATION][&manage=true][&ack-wait=DURATION]
 //	       [&wire=structured|binary]
 //
-// The second line says what the app's stream is to be; a stream that is there is
-// changed only with manage=true. The third is how live events are written.
+// The second line is how the server knows this process, and where its answers come,
+// _INBOX.NAME of a user by default. All files are read at each connect, so that what was
+// rotated is taken at the next one; while the server refuses what is there, the log and
+// OnError say so, with the way out. The third says what the app's stream is to be; a
+// stream that is there is changed only with manage=true. The fourth is how live events
+// are written. [Rights] are what permissions a user needs.
 //
 // What it promises:
 //

@@ -59,12 +59,11 @@ type later struct {
 }
 
 func newLater(c *conn) *later {
-	name := c.cfg.App
-	if c.cfg.Prefix != "" {
-		name = c.cfg.Prefix + "_" + name
-	}
-	return &later{c: c, name: "tidings-later-" + sanitize(name), calls: make(chan func(context.Context)), due: newMailbox[adapter.Delivery]()}
+	return &later{c: c, name: laterName(c.cfg.Prefix, c.cfg.App), calls: make(chan func(context.Context)), due: newMailbox[adapter.Delivery]()}
 }
+
+// laterName is that of the stream of an app's delayed events.
+func laterName(prefix, app string) string { return "tidings-later-" + streamName(prefix, app) }
 
 // start looks after the app's stream, if it may have one.
 func (l *later) start() {

@@ -85,7 +85,8 @@ func (l *link) wait(ctx context.Context) error {
 // byte can be written to the new connection.
 type dialer struct {
 	net.Dialer
-	begun *atomic.Uint64
+	begun  *atomic.Uint64
+	before func()
 	// patient: the first connection may come later. nats.go tries again only if the
 	// connection was refused, and looks for that in the error's text.
 	patient bool
@@ -93,6 +94,7 @@ type dialer struct {
 
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	d.begun.Add(1)
+	d.before()
 	conn, err := d.Dialer.Dial(network, address)
 	if err != nil && d.patient && !errors.Is(err, syscall.ECONNREFUSED) {
 		err = fmt.Errorf("as good as connection refused: %w", err)

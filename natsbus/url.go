@@ -6,16 +6,15 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
+	"github.com/tidings-go/tidings/internal/topic"
 )
 
-const urlShape = "a NATS URL looks like nats://host:4222, nats://token@host:4222 or nats://host:4222?token-file=PATH"
+const urlShape = "a NATS URL looks like nats://host:4222, nats://token@host:4222, nats://host:4222?token-file=PATH or nats://host:4222?user-file=PATH"
 
 // An address is a parsed transport URL. It holds secrets: only public may be
 // shown.
@@ -26,8 +25,12 @@ type address struct {
 	password  string
 	token     string
 	tokenFile string
+	userFile  string // user:password
+	nkey      string // file of the seed
 	creds     string
 	ca        string
+	cert, key string // files of the client's certificate
+	inbox     string // where answers come; empty: as the user is called
 	settings  Settings
 	manage    bool // change the stream to settings
 	ackWait   time.Duration
@@ -81,22 +84,31 @@ func (a *address) query(s string) error {
 			return fmt.Errorf("natsbus: the URL's part after ?: %w", err)
 		}
 	}
-	if a.tokenFile != "" && (a.token != "" || a.user != "") {
-		return errors.New("natsbus: the URL holds credentials and names a token-file; use one of them")
-	}
-	return nil
+	return a.checkCredentials()
 }
 
-var parameters = append([]string{"token-file", "creds", "ca", "manage", "ack-wait", "wire"}, settingKeys...)
+var parameters = append([]string{"token-file", "user-file", "nkey", "creds", "ca", "cert", "key", "inbox", "manage", "ack-wait", "wire"}, settingKeys...)
 
 func (a *address) parameter(key, value string) (err error) {
 	switch key {
 	case "token-file":
 		a.tokenFile = value
+	case "user-file":
+		a.userFile = value
+	case "nkey":
+		a.nkey = value
 	case "creds":
 		a.creds = value
 	case "ca":
 		a.ca = value
+	case "cert":
+		a.cert = value
+	case "key":
+		a.key = value
+	case "inbox":
+		if a.inbox = value; topic.Check("x."+value) != nil || !strings.HasPrefix(value, "_INBOX.") {
+			return fmt.Errorf("inbox is %q: want _INBOX. and the name that this user has in the users file of its hub", value)
+		}
 	case "manage":
 		if a.manage, err = strconv.ParseBool(value); err != nil {
 			return fmt.Errorf("manage is %q: want true or false", value)
@@ -146,58 +158,4 @@ func isLoopback(host string) bool {
 	}
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.IsLoopback()
-}
-
-// readToken reads the file that holds a token.
-func readToken(path string) (string, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return "", fmt.Errorf("natsbus: token-file: %w", err)
-	}
-	if st.Mode().Perm()&0o077 != 0 {
-		return "", fmt.Errorf("natsbus: token-file %s can be read by others (mode %04o): chmod 600 it", path, st.Mode().Perm())
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("natsbus: token-file: %w", err)
-	}
-	tok := strings.TrimSpace(string(b))
-	if tok == "" {
-		return "", fmt.Errorf("natsbus: token-file %s is empty", path)
-	}
-	return tok, nil
-}
-
-// auth returns the options that carry the credentials. complain is told when
-// the token file cannot be read at a later reconnect.
-func (a *address) auth(complain func(error)) ([]nats.Option, error) {
-	var opts []nats.Option
-	switch {
-	case a.user != "":
-		opts = append(opts, nats.UserInfo(a.user, a.password))
-	case a.token != "":
-		opts = append(opts, nats.Token(a.token))
-	case a.tokenFile != "":
-		if _, err := readToken(a.tokenFile); err != nil {
-			return nil, err
-		}
-		// Read at each connect: a hub that was set up anew has another token.
-		opts = append(opts, nats.TokenHandler(func() string {
-			tok, err := readToken(a.tokenFile)
-			if err != nil {
-				complain(err)
-			}
-			return tok
-		}))
-	}
-	if a.creds != "" {
-		if _, err := os.Stat(a.creds); err != nil {
-			return nil, fmt.Errorf("natsbus: creds: %w", err)
-		}
-		opts = append(opts, nats.UserCredentials(a.creds))
-	}
-	if a.ca != "" {
-		opts = append(opts, nats.RootCAs(a.ca))
-	}
-	return opts, nil
 }

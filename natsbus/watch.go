@@ -105,14 +105,6 @@ func (c *conn) failed(err error) {
 // onTry is called after each attempt to connect that failed before the server spoke.
 func (c *conn) onTry(_ *nats.Conn, err error) { c.failed(err) }
 
-// onLogin is called when the server has refused us, at each attempt; it is reported once
-// for each time that the connection is lost.
-func (c *conn) onLogin(err error) {
-	if c.failed(err); !c.refusals.Swap(true) {
-		c.report(c.connectError(err))
-	}
-}
-
 // refusesLogin reports whether an error is about who we are.
 func refusesLogin(err error) bool {
 	return errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) ||

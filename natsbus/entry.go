@@ -1,0 +1,92 @@
+package natsbus
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+)
+
+// entry says why the server lets this process not in, once for each cause and outage:
+// nats.go tries on for ever, and tells of some causes not at all, of others at each try.
+type entry struct {
+	c    *conn
+	mu   sync.Mutex
+	said map[string]bool
+}
+
+func (e *entry) tell(err error) {
+	e.mu.Lock()
+	again := e.said[err.Error()]
+	if e.said == nil {
+		e.said = map[string]bool{}
+	}
+	e.said[err.Error()] = true
+	e.mu.Unlock()
+	if !again {
+		e.c.report(err)
+	}
+}
+
+// over: a connection is there.
+func (e *entry) over() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.said = nil
+}
+
+// look is called between two tries.
+func (e *entry) look(nc *nats.Conn) {
+	if nc == nil {
+		return
+	}
+	if err := nc.LastError(); refusesLogin(err) || tlsError(err) || errors.Is(err, nats.ErrMaxConnectionsExceeded) || errors.Is(err, nats.ErrMaxAccountConnectionsExceeded) {
+		e.tell(fmt.Errorf("%w: it is tried again and again", e.c.connectError(err)))
+	}
+}
+
+// tlsError: what the other end says of a handshake has no type of its own.
+func tlsError(err error) bool {
+	return err != nil && (errors.Is(err, nats.ErrTLS) || strings.Contains(err.Error(), "tls: ") || strings.Contains(err.Error(), "x509: "))
+}
+
+// connectError says the way out.
+func (c *conn) connectError(err error) error {
+	at := c.addr.public
+	var op *net.OpError
+	switch {
+	case refusesLogin(err):
+		return fmt.Errorf("natsbus: the server at %s refused the credentials: %s: %w", at, c.addr.wayIn(), err)
+	case tlsError(err):
+		return fmt.Errorf("natsbus: there is no TLS with the server at %s: name the file of the CA that has signed its certificate with ca=PATH%s, and if it wants to see one of this client, with cert=PATH and key=PATH%s: %w",
+			at, now(c.addr.ca), now(c.addr.cert), err)
+	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrTimeout), errors.As(err, &op):
+		return fmt.Errorf("natsbus: no NATS server answers at %s: start one (tidings hub) or correct the URL: %w", at, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("natsbus: the server at %s does not answer: %w", at, err)
+	}
+	return fmt.Errorf("natsbus: connect to %s: %w", at, err)
+}
+
+func now(file string) string { return " (now " + cmp.Or(file, "none") + ")" }
+
+// wayIn is what to do about credentials that were refused.
+func (a *address) wayIn() string {
+	const hub = "; a hub lets in whom its users file names"
+	switch {
+	case a.userFile != "":
+		return "put the user's present secret into " + a.userFile + " (it is in DIR/users of the hub)" + hub
+	case a.tokenFile != "":
+		return "put the present token into " + a.tokenFile + " (it is in DIR/token of the hub)"
+	case a.nkey != "":
+		return "put the seed of a key that is allowed into " + a.nkey + hub
+	case a.creds != "":
+		return "get new credentials into " + a.creds
+	}
+	return "correct those in the URL, or name a file that holds them with ?user-file=PATH or ?token-file=PATH"
+}
