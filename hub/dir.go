@@ -1,11 +1,8 @@
 package hub
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -78,47 +75,12 @@ func (d *dir) prepare() (err error) {
 	if err := os.MkdirAll(d.store(), 0o700); err != nil {
 		return fmt.Errorf("cannot make the store: %w", err)
 	}
-	d.token, err = readToken(d.tokenFile())
+	d.token, err = readSecret(d.tokenFile())
 	if errors.Is(err, fs.ErrNotExist) {
-		d.token, err = newToken(d.tokenFile())
+		d.token = newSecret()
+		err = writeSecret(d.tokenFile(), d.token)
 	}
 	return err
-}
-
-func readToken(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", fmt.Errorf("cannot read the token: %w", err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return "", fmt.Errorf("cannot read the token: %w", err)
-	}
-	if perm := st.Mode().Perm(); perm&0o077 != 0 {
-		return "", fmt.Errorf("%s can be read by others (mode %04o): run chmod 600 %s; if others may have read it, remove it and a new token is made", name, perm, name)
-	}
-	b, err := io.ReadAll(f)
-	if err != nil {
-		return "", fmt.Errorf("cannot read the token: %w", err)
-	}
-	token := strings.TrimSpace(string(b))
-	if token == "" {
-		return "", fmt.Errorf("%s is empty: remove it and a new token is made", name)
-	}
-	return token, nil
-}
-
-// newToken makes a token of 32 random bytes. The file appears whole and with
-// its final mode, or not at all.
-func newToken(name string) (string, error) {
-	var b [32]byte
-	rand.Read(b[:]) // never fails
-	token := hex.EncodeToString(b[:])
-	if err := renameio.WriteFile(name, []byte(token+"\n"), 0o600); err != nil {
-		return "", fmt.Errorf("cannot write the token: %w", err)
-	}
-	return token, nil
 }
 
 // lastPort is the port of the run before, 0 if unknown.

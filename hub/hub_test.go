@@ -25,7 +25,21 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// processes are what this binary does instead of tests, if a variable says so.
+var processes = map[string]func(string) error{}
+
+func TestMain(m *testing.M) {
+	for name, f := range processes {
+		if arg := os.Getenv(name); arg != "" {
+			if err := f(arg); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A logBuffer collects what would be on the terminal.
 type logBuffer struct {
@@ -50,7 +64,7 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // mustStart starts a hub on any port and stops it when the test ends.
 func mustStart(t *testing.T, o Options) *Hub {
 	t.Helper()
-	if o.Addr == "" {
+	if o.Addr == "" && o.Config == "" {
 		o.Addr = "127.0.0.1:0"
 	}
 	if o.Logger == nil {
@@ -278,6 +292,9 @@ func TestStartFails(t *testing.T) {
 		"all interfaces":    {Options{Addr: ":0"}, []string{"Options.Addr", "Options.Expose"}},
 		"another interface": {Options{Addr: "192.0.2.1:0"}, []string{"192.0.2.1:0", "Options.Expose"}},
 		"exposed monitor":   {Options{Monitor: "0.0.0.0:0", Expose: true}, []string{"Options.Monitor", "127.0.0.1"}},
+		"exposed health":    {Options{Health: "0.0.0.0:0", Expose: true}, []string{"Options.Health", "127.0.0.1"}},
+		"taken health":      {Options{Health: taken.Addr().String()}, []string{taken.Addr().String(), "Options.Health"}},
+		"no users file":     {Options{Users: "none.conf"}, []string{"users file", "none.conf"}},
 		"negative limit":    {Options{MaxStore: -1}, []string{"Options.MaxStore"}},
 	} {
 		t.Run(name, func(t *testing.T) {
