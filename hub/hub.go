@@ -249,7 +249,7 @@ func (h *Hub) Err() error {
 // Stop closes all connections and the store and frees the directory, and
 // waits until that is done or ctx ends. In the second case it goes on in the
 // background; the process should not exit before Done is closed. A hub in a cluster
-// leaves it first, which takes some ten seconds. Further calls return the same result.
+// leaves it first, which takes some seconds, ten at most. Further calls return the same result.
 func (h *Hub) Stop(ctx context.Context) (Stopped, error) {
 	h.running.Stop()
 	if err := h.running.Wait(ctx); err != nil {

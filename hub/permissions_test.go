@@ -50,7 +50,11 @@ type process struct {
 func (p *process) told() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return fmt.Sprint(errors.Join(p.errs...))
+	var all strings.Builder
+	for _, err := range p.errs {
+		fmt.Fprintln(&all, err)
+	}
+	return all.String()
 }
 
 func run(t *testing.T, url, app string, o tidings.Options) *process {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/tidings-go/tidings"
 	"github.com/tidings-go/tidings/internal/testkit"
 )
 
@@ -56,9 +57,28 @@ func TestCertificateRotates(t *testing.T) {
 	if got := shownTo(t, h, "shop", roots); got != first || !strings.Contains(log.String(), p.cert) {
 		t.Errorf("with a broken file %d is shown, and the log says %s", got, log.String())
 	}
+	bus := run(t, url+"&ca="+both, "shop", tidings.Options{Routes: durable()})
 	second := two.Issue(p.cert, p.key)
 	if got := shownTo(t, h, "shop", roots); got != second {
 		t.Errorf("certificate %d is shown, want %d", got, second)
+	}
+	connz, err := h.srv.Connz(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range connz.Conns {
+		if strings.HasPrefix(c.Name, "shop/") {
+			if err := h.srv.DisconnectClientByID(c.Cid); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	testkit.Until(t, patience, func() bool {
+		s := bus.Debugger().Snapshot().Transport
+		return s.Connected && s.Disconnects == 1
+	})
+	if bus.told() != "" {
+		t.Error(bus.told())
 	}
 }
 
