@@ -17,22 +17,35 @@
 //
 // # Access
 //
-// A Hub listens on loopback unless told otherwise and always asks for a token.
-// The token is made once, is kept in a file that only its owner can read, and
-// appears in no URL and no log: clients are given the path of that file.
+// A Hub listens on loopback unless told otherwise and always asks who comes: for
+// its token, or with Options.Users for the secret or key of a user, who may do what
+// that file says. Secrets are made once, are kept in files that only their owner can
+// read, and appear in no URL and no log: clients are given the path of the file.
+//
+// What a configuration of nats-server (Options.Config) opens to other machines is
+// refused unless Options.Expose says that it is meant, and if it lets in anybody.
+//
+// # Health
+//
+// nats-server tells nobody that a store cannot be written, and takes nothing more
+// then. A Hub looks, says so in its log, at Options.Health and in its figures, and
+// opens the store anew when the disk has room again.
 //
 // # The directory
 //
 //	lock      held while the hub runs; the owner's pid is inside, for people
-//	token     the secret, mode 0600
+//	token     the secret of a hub without users, mode 0600
+//	users     a file with the secret of each user
 //	port      the port last taken, asked for again when Options.Addr says port 0
 //	address   the client URL; exists while the hub is ready, stale after kill -9
 //	store     nats-server's
+//	probe     written now and then, and removed, to see that the disk takes it
 //
 // # Shutdown
 //
 // [Hub.Stop] closes all client connections, closes the store, then lets the
-// lock go. It does not drain clients: theirs is to reconnect and resend.
+// lock go. It does not drain clients: theirs is to reconnect and resend. In a cluster
+// it leaves first, so that streams have other leaders and clients other servers.
 // A fault that would make nats-server end its process stops the hub instead:
 // [Hub.Done] is closed and [Hub.Err] says why.
 package hub

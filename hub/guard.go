@@ -122,7 +122,9 @@ func (g *guard) act() {
 		why = "JetStream was switched off"
 	}
 	if why != g.said {
-		if g.said = why; why != "" {
+		if g.said = why; why == "" {
+			log.Info("hub: the store can be written again", "dir", g.h.dir.path)
+		} else {
 			log.Error("hub: no durable event is taken: "+why+": "+g.wayOut(fault), "dir", g.h.dir.path, "free", d.free)
 		}
 	}

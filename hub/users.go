@@ -61,8 +61,16 @@ func parseUsers(file, text string) ([]*declared, error) {
 			}
 		}
 	}
+	owners := map[string]string{} // of keys
 	for _, u := range p.order {
-		if err := u.check(); err != nil {
+		err := u.check()
+		for _, k := range u.nkeys {
+			if other := owners[k]; other != "" {
+				err = wrong(u.name, "has the key %s... that %s has: each user needs one of its own", k[:8], other)
+			}
+			owners[k] = u.name
+		}
+		if err != nil {
 			return nil, fmt.Errorf("%s:%d: %w", file, u.line, err)
 		}
 	}

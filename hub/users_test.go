@@ -65,6 +65,7 @@ func publicKey(t testing.TB) string {
 
 // Each mistake is named by line and word, with the way out.
 func TestMistakesInUsersFile(t *testing.T) {
+	key := publicKey(t)
 	for text, want := range map[string][]string{
 		"":                                     {"users.conf", "shop may publish order.>"},
 		"shop":                                 {":1:", `"shop"`, "may, runs or nkey"},
@@ -90,7 +91,8 @@ func TestMistakesInUsersFile(t *testing.T) {
 		"prefix a.*":                           {`"a.*"`, "prefix"},
 		"admin may publish a.b":                {`"admin"`, "another name"},
 		"shop nkey UABC":                       {`"UABC"`, "56 letters"},
-		"a may publish x.y\nprefix p\na may publish z": {":3:", `"a"`, "line 1", "p-a"},
+		"a may publish x.y; nkey " + key + "\nb may publish x.y; nkey " + key: {":2:", `"b"`, "that a has"},
+		"a may publish x.y\nprefix p\na may publish z":                        {":3:", `"a"`, "line 1", "p-a"},
 	} {
 		_, err := parseUsers("users.conf", text)
 		if err == nil {
