@@ -87,6 +87,9 @@ func (f *fullDisk) run() (err error) {
 	// Until the disk is full: nats-server does not even answer then, but the hub says why.
 	for f.h.log.fault() == "" {
 		_ = f.publish() // it counts what is accepted
+		if f.ctx.Err() != nil {
+			return fmt.Errorf("no fault was noticed after %d events:\n%s", len(f.accepted), f.log)
+		}
 	}
 	if f.publish() == nil {
 		return errors.New("an event was accepted when the disk was full")
