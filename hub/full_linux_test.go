@@ -47,8 +47,12 @@ func fullProcess(dir string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
+	users := dir + "/users.conf"
+	if err := os.WriteFile(users, []byte("shop may publish order.>; may subscribe order.>"), 0o600); err != nil {
+		return err
+	}
 	var log logBuffer
-	h, err := Start(ctx, Options{Dir: dir + "/hub", Addr: "127.0.0.1:0", Health: "127.0.0.1:0",
+	h, err := Start(ctx, Options{Dir: dir + "/hub", Users: users, Addr: "127.0.0.1:0", Health: "127.0.0.1:0",
 		Logger: slog.New(slog.NewTextHandler(io.MultiWriter(&log, os.Stderr), nil))})
 	if err != nil {
 		return err
@@ -78,7 +82,7 @@ func (f *fullDisk) run() (err error) {
 	if err := os.WriteFile(f.ballast, make([]byte, 12<<20), 0o600); err != nil {
 		return err
 	}
-	f.bus, err = tidings.Open(f.ctx, f.h.URL(), tidings.Options{App: "shop", Logger: slog.New(slog.DiscardHandler), Routes: durable("order.>")})
+	f.bus, err = tidings.Open(f.ctx, f.h.Users()[0].URL, tidings.Options{App: "shop", Logger: slog.New(slog.DiscardHandler), Routes: durable("order.>")})
 	if err != nil {
 		return err
 	}

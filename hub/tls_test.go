@@ -80,6 +80,13 @@ func TestCertificateRotates(t *testing.T) {
 	if bus.told() != "" {
 		t.Error(bus.told())
 	}
+	if err := h.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	third := one.Issue(p.cert, p.key)
+	if got := shownTo(t, h, "shop", roots); got != third {
+		t.Errorf("after a reload certificate %d is shown, want %d", got, third)
+	}
 }
 
 // shownTo is shown, for a user.
