@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -208,6 +209,35 @@ func TestReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	testkit.Until(t, patience, func() bool { return billing.Debugger().Snapshot().Transport.Connected })
+}
+
+// A secret that is removed is made anew by a reload; who has the old one is cut off, and
+// who reads the file goes on.
+func TestSecretRotates(t *testing.T) {
+	h := mustStart(t, Options{Dir: t.TempDir(), Users: usersFile(t, "shop may publish order.>")})
+	shop := run(t, urlOf(t, h, "shop"), "shop", tidings.Options{Routes: durable("order.>")})
+	file := h.dir.userFile("shop")
+	_, old, _ := strings.Cut(strings.TrimSpace(mustRead(t, file)), ":")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Until(t, patience, func() bool {
+		s := shop.Debugger().Snapshot().Transport
+		return s.Connected && s.Disconnects == 1
+	})
+	if err := shop.Publish(within(t), "order.placed", 1); err != nil {
+		t.Error(err)
+	}
+	if nc, err := nats.Connect("nats://"+h.addr, nats.UserInfo("shop", old)); err == nil {
+		nc.Close()
+		t.Error("the old secret is let in")
+	}
+	if shop.told() != "" {
+		t.Error(shop.told())
+	}
 }
 
 func TestReloadOfConfig(t *testing.T) {
