@@ -60,6 +60,7 @@ func Open(ctx context.Context, url string, o Options) (*Bus, error) {
 // scheme's package must be imported:
 //
 //	nats://HOST:PORT?token-file=PATH   github.com/tidings-go/tidings/natsbus
+//	embed:DIR                          github.com/tidings-go/tidings/hub
 //	mem:NAME                           github.com/tidings-go/tidings/adapter/memory
 //
 // It can succeed once per bus. It fails when the broker does not answer, refuses

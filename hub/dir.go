@@ -48,16 +48,12 @@ func openDir(path string) (*dir, error) {
 func (d *dir) acquire() error {
 	name := filepath.Join(d.path, "lock")
 	d.lock = flock.New(name, flock.SetPermissions(0o600))
-	ok, err := d.lock.TryLock()
+	ok, err := tryLock(d.lock)
 	if err != nil {
 		return fmt.Errorf("cannot lock the directory (it must be writable): %w", err)
 	}
 	if !ok {
-		owner := "another process"
-		if b, err := os.ReadFile(name); err == nil && len(b) > 0 {
-			owner = "pid " + strings.TrimSpace(string(b))
-		}
-		return fmt.Errorf("%s is in use by a running hub (%s): connect to that one, stop it, or use another directory", d.path, owner)
+		return &InUseError{Dir: d.path, PID: ownerOf(name)}
 	}
 	// Not by rename: the lock belongs to this very file.
 	if err := os.WriteFile(name, fmt.Appendln(nil, os.Getpid()), 0o600); err != nil {

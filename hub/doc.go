@@ -41,6 +41,21 @@
 //	store     nats-server's
 //	probe     written now and then, and removed, to see that the disk takes it
 //
+// # Embedded
+//
+// Importing this package registers the scheme embed: with package adapter, for
+// development:
+//
+//	bus, err := tidings.Open(ctx, "embed:./hub", o)
+//
+// The first process of this machine that opens a directory runs its hub, the others
+// connect to that one over loopback. When that process closes its last bus, or dies,
+// another one that has the directory open takes over: on the same port if it can be
+// had, and where else the others find it. Nothing that was accepted as durable is lost
+// in that, and live events are as in any outage. Of a directory on which a hub of its
+// own runs, all are clients. The process that runs the hub does so with all its memory
+// and all its faults: in production let "tidings hub" or "tidings run --hub" do that.
+//
 // # Shutdown
 //
 // [Hub.Stop] closes all client connections, closes the store, then lets the

@@ -41,6 +41,8 @@ type conn struct {
 	cfg    adapter.Config
 	log    *slog.Logger
 	addr   *address
+	server Place
+	over   sync.Once // of server.Closed
 	nc     *nats.Conn
 	js     jetstream.JetStream
 	mux    *mux
@@ -96,12 +98,39 @@ type member interface {
 
 // Open connects to NATS; it is the [adapter.Opener] of this package.
 func Open(ctx context.Context, url string, cfg adapter.Config) (adapter.Adapter, error) {
+	return Follow(ctx, url, Place{}, cfg)
+}
+
+// A Place tells of a server of this machine that does not stay where it is.
+type Place struct {
+	// Where is asked at each dial for its host:port; an error is as if nobody listened
+	// there. It does not block. nil: where the URL says.
+	Where func() (string, error)
+	// Closed is called once, when the adapter has been drained or closed; it may block.
+	// It is not called when Follow fails.
+	Closed func()
+}
+
+// Follow is Open for such a server. What else the URL says, its token-file as well,
+// holds wherever the server is.
+func Follow(ctx context.Context, url string, p Place, cfg adapter.Config) (adapter.Adapter, error) {
+	closed := p.Closed
+	p.Closed = nil
+	c, err := openConn(ctx, url, p, cfg)
+	if err != nil {
+		return nil, err
+	}
+	c.server.Closed = closed
+	return c, nil
+}
+
+func openConn(ctx context.Context, url string, p Place, cfg adapter.Config) (*conn, error) {
 	addr, err := parseURL(url)
 	if err != nil {
 		return nil, err
 	}
 	c := &conn{
-		cfg: cfg, addr: addr, log: cfg.Logger, link: newLink(),
+		cfg: cfg, addr: addr, server: p, log: cfg.Logger, link: newLink(),
 		subs: map[member]struct{}{}, denied: map[string]error{}, settled: map[string]*memory{},
 		seen: map[string]bool{}, asking: map[*string]context.CancelCauseFunc{}, asked: map[*request]struct{}{},
 		untold: make(chan struct{}, 1),
@@ -217,7 +246,7 @@ func (c *conn) options(timeout time.Duration) []nats.Option {
 	return []nats.Option{
 		nats.Name(c.cfg.App + "/" + c.cfg.Instance),
 		nats.Timeout(timeout),
-		nats.SetCustomDialer(&dialer{Dialer: net.Dialer{Timeout: timeout}, begun: &c.dials, before: c.login.beforeDial, patient: c.spools()}),
+		nats.SetCustomDialer(&dialer{Dialer: net.Dialer{Timeout: timeout}, begun: &c.dials, before: c.login.beforeDial, patient: c.spools(), where: c.server.Where}),
 		nats.MaxReconnects(-1),      // the default gives up after two minutes, for good
 		nats.IgnoreAuthErrorAbort(), // so do two refused credentials in a row
 		nats.ReconnectBufSize(-1),   // it is thrown away when the flush after a reconnection fails; ours is not
@@ -519,6 +548,9 @@ func (c *conn) shut() error {
 	c.nc.Close()
 	c.w.stop()
 	c.spoolers.stop()
+	if c.server.Closed != nil {
+		c.over.Do(c.server.Closed)
+	}
 	return nil
 }
 

@@ -90,12 +90,13 @@ type dialer struct {
 	// patient: the first connection may come later. nats.go tries again only if the
 	// connection was refused, and looks for that in the error's text.
 	patient bool
+	where   func() (string, error) // if not nil, says what to dial
 }
 
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	d.begun.Add(1)
 	d.before()
-	conn, err := d.Dialer.Dial(network, address)
+	conn, err := d.dial(network, address)
 	if err != nil && d.patient && !errors.Is(err, syscall.ECONNREFUSED) {
 		err = fmt.Errorf("as good as connection refused: %w", err)
 	}
@@ -103,6 +104,16 @@ func (d *dialer) Dial(network, address string) (net.Conn, error) {
 		return nil, err
 	}
 	return &patientConn{Conn: conn}, nil
+}
+
+func (d *dialer) dial(network, address string) (net.Conn, error) {
+	if d.where != nil {
+		var err error
+		if address, err = d.where(); err != nil {
+			return nil, err
+		}
+	}
+	return d.Dialer.Dial(network, address)
 }
 
 // Reconnecting. On loopback a refused connection costs nothing, and a broker

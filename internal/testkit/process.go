@@ -67,5 +67,17 @@ func (p *Process) Kill() {
 	_ = p.cmd.Wait() // "signal: killed"
 }
 
+// PID is its process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Wait waits until it has ended, and says how. All that it writes must have been read.
+func (p *Process) Wait() *os.ProcessState {
+	if p.cmd.ProcessState == nil {
+		p.read.StopAndWait()
+		_ = p.cmd.Wait() // its state says more
+	}
+	return p.cmd.ProcessState
+}
+
 // Lines are what it writes, until it ends.
 func (p *Process) Lines() <-chan string { return p.lines }
