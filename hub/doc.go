@@ -56,6 +56,11 @@
 // own runs, all are clients. The process that runs the hub does so with all its memory
 // and all its faults: in production let "tidings hub" or "tidings run --hub" do that.
 //
+// # Backup
+//
+// [Backup] copies streams with their groups while the hub works, and [Restore] puts
+// them into another. Both do all or nothing.
+//
 // # Shutdown
 //
 // [Hub.Stop] closes all client connections, closes the store, then lets the

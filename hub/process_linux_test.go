@@ -26,7 +26,7 @@ func init() {
 	if role == "" {
 		return
 	}
-	run := map[string]func(dir string) error{"hub": runHub, "default": runDefault, "app": runApp, "idle": runIdle}[role]
+	run := map[string]func(dir string) error{"hub": runHub, "default": runDefault, "app": runApp, "idle": runIdle, "full": runFull}[role]
 	if err := run(os.Getenv(dirVar)); err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)

@@ -27,13 +27,18 @@ func (f brokerFlags) open(ctx context.Context) (_ context.Context, a *natsbus.Ad
 		return ctx, nil, nil, errNoBroker
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.Timeout)
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := quietLog()
 	a, err = natsbus.OpenAdmin(ctx, f.URL, adapter.Config{Prefix: f.Prefix, Logger: log})
 	if err != nil {
 		cancel()
 		return ctx, nil, nil, err
 	}
 	return ctx, a, func() { cancel(); _ = a.Close() }, nil // nothing was published
+}
+
+// quietLog says on standard error what somebody has to know.
+func quietLog() *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
 func printJSON(v any) error {

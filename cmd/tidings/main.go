@@ -24,6 +24,8 @@ type cli struct {
 	Streams streamsCmd `cmd:"" help:"Show streams and durable groups; remove groups that nobody needs."`
 	Spool   spoolCmd   `cmd:"" help:"Show what waits on this machine for the broker; send what dead processes have left."`
 	Apply   applyCmd   `cmd:"" help:"Make streams as they are declared."`
+	Backup  backupCmd  `cmd:"" help:"Copy the streams of a hub, while it works."`
+	Restore restoreCmd `cmd:"" help:"Put the streams of a backup into a hub."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	Exec    execCmd    `cmd:"" name:"__exec" hidden:"" help:"For the master's own use."`
 	Example exampleCmd `cmd:"" name:"__example" hidden:"" help:"Run an example application."`
