@@ -38,8 +38,12 @@
 //	users     a file with the secret of each user
 //	port      the port last taken, asked for again when Options.Addr says port 0
 //	address   the client URL; exists while the hub is ready, stale after kill -9
+//	version   of the nats-server that opened the store last
 //	store     nats-server's
 //	probe     written now and then, and removed, to see that the disk takes it
+//
+// A store that a newer minor version of nats-server has written is refused, since
+// nats-server itself does not look; see [Options.Downgrade].
 //
 // # Embedded
 //

@@ -83,6 +83,9 @@ func start(ctx context.Context, d *dir, cfg config) (*Hub, error) {
 	if err := cfg.monitorFree(); err != nil {
 		return nil, err
 	}
+	if err := d.claimStore(cfg.Logger, cfg.Downgrade); err != nil {
+		return nil, err
+	}
 	h := &Hub{dir: d, cfg: cfg, log: newServerLog(cfg.Logger, b.secrets)}
 	h.guard = &guard{h: h}
 	h.built.Store(b)

@@ -56,6 +56,9 @@ type Options struct {
 	// MaxConnections is how many clients there may be, 65536 if 0.
 	MaxPayload     int64
 	MaxConnections int
+	// Downgrade opens a store that was written last by a nats-server of a newer minor
+	// version, which is refused otherwise: what that one wrote may be lost.
+	Downgrade bool
 	// Logger gets the hub's and the server's logs; slog.Default() if nil.
 	Logger *slog.Logger
 }

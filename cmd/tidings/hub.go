@@ -34,6 +34,7 @@ type hubCmd struct {
 	MaxMemory      byteSize `name:"max-memory" placeholder:"SIZE" help:"What streams may keep in memory (256MiB)."`
 	MaxPayload     byteSize `name:"max-payload" placeholder:"SIZE" help:"The largest message, with its headers (1MiB)."`
 	MaxConnections int      `name:"max-connections" placeholder:"N" help:"How many clients there may be (65536)."`
+	Downgrade      bool     `help:"Open a store that a newer nats-server has written, though this one may lose what that one wrote."`
 }
 
 // byteSize is a size on the command line.
@@ -62,14 +63,14 @@ DIR and there again at the next start.`
 func (c hubCmd) options() hub.Options {
 	return hub.Options{Dir: c.Dir, Addr: c.Listen, Expose: c.Expose, Users: c.Users, Config: c.Config,
 		TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSCA: c.TLSCA, Monitor: c.Monitor, Health: c.Health,
-		MaxStore: int64(c.MaxStore), MaxMemory: int64(c.MaxMemory), MaxPayload: int64(c.MaxPayload), MaxConnections: c.MaxConnections}
+		MaxStore: int64(c.MaxStore), MaxMemory: int64(c.MaxMemory), MaxPayload: int64(c.MaxPayload), MaxConnections: c.MaxConnections, Downgrade: c.Downgrade}
 }
 
 // hubFlags are what the command calls the fields that errors name.
 var hubFlags = strings.NewReplacer("Options.Addr", "--listen", "Options.Expose", "--expose", "Options.Users", "--users", "Options.Config", "--config",
 	"Options.TLSCert", "--tls-cert", "Options.TLSKey", "--tls-key", "Options.TLSCA", "--tls-ca", "Options.TLS ", "--tls-cert ",
 	"Options.Monitor", "--monitor", "Options.Health", "--health", "Options.MaxStore", "--max-store", "Options.MaxMemory", "--max-memory",
-	"Options.MaxPayload", "--max-payload", "Options.MaxConnections", "--max-connections")
+	"Options.MaxPayload", "--max-payload", "Options.MaxConnections", "--max-connections", "Options.Downgrade", "--downgrade")
 
 func hubError(err error) error {
 	if err == nil {
