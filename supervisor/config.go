@@ -54,6 +54,10 @@ type Config struct {
 	// Control + ".oldbin".
 	Control string
 
+	// Hub, if any, is kept running beside the workers, which are started once it is
+	// ready, and ended before it.
+	Hub *Hub
+
 	// ReadyTimeout bounds the start of a worker until READY=1; 30 s if 0.
 	ReadyTimeout time.Duration
 	// DrainTimeout bounds a worker's end after QUIT; 30 s if 0.
@@ -138,6 +142,7 @@ func (c Config) withDefaults() (Config, error) {
 	} else if c.Dir != "" {
 		errs = append(errs, mayEnter(c.Dir))
 	}
+	errs = append(errs, c.Hub.check())
 	names := map[string]bool{}
 	for i, l := range c.Listen {
 		a, err := parseAddress(l, i)

@@ -32,7 +32,10 @@ const (
 	EventDeployRolledBack = "deploy_rolled_back" // new workers are asked to go
 	EventDeployEnded      = "deploy_ended"       // and are gone
 	EventSignal           = "signal"
-	EventRequest          = "request" // over the control socket; Signal, if any, has the same effect, Reason is why it was refused
+	EventRequest          = "request"     // over the control socket; Signal, if any, has the same effect, Reason is why it was refused
+	EventHubStarted       = "hub_started" // this master's, see Config.Hub
+	EventHubReady         = "hub_ready"   // whoever's it is
+	EventHubExited        = "hub_exited"  // this master's
 	EventStopped          = "stopped"
 )
 

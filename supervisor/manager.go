@@ -112,7 +112,7 @@ func (m *master) statusLine() string {
 		}
 	}
 	if trouble == "" {
-		trouble = waits
+		trouble = waits + m.hub.says()
 	}
 	switch {
 	case m.parent.alive() && m.announced == 0:

@@ -38,6 +38,7 @@ type master struct {
 	pid    *pidFile
 
 	control  *control
+	hub      *companion // nil: none is kept
 	asks     chan request
 	good     *stateDir
 	as       *identity
@@ -158,6 +159,9 @@ func newMaster(cfg Config) (_ *master, err error) {
 	if m.sockets, err = openSockets(m.cfg.Listen, inherited); err != nil {
 		return nil, err
 	}
+	if m.hub, err = m.openHub(); err != nil {
+		return nil, err
+	}
 	if m.dir, err = privateDir(); err != nil {
 		return nil, err
 	}
@@ -194,6 +198,7 @@ func (m *master) close() {
 		os.RemoveAll(m.dir)
 	}
 	m.control.close()
+	m.hub.close()
 	m.pid.release()
 }
 
@@ -207,7 +212,7 @@ func (m *master) serve(ctx context.Context) {
 		now := time.Now()
 		m.advance(now)
 		m.tellStatus()
-		if m.stopping != running && len(m.workers) == 0 && (m.child == 0 || !m.together) {
+		if m.stopping != running && len(m.workers) == 0 && (m.child == 0 || !m.together) && m.endHub(now) {
 			return
 		}
 		timer.Reset(m.nextDeadline(now))
@@ -242,6 +247,7 @@ func (m *master) advance(now time.Time) {
 		m.beatAt = now.Add(m.beat)
 		m.tellManager(sdnotify.Watchdog)
 	}
+	m.advanceHub(now) // workers that drain need it, too
 	if m.stopping != running {
 		return
 	}
@@ -250,6 +256,9 @@ func (m *master) advance(now time.Time) {
 	}
 	m.askAgain(now)
 	m.lookForParent()
+	if !m.hub.ready() {
+		return
+	}
 	m.advanceDeploy(now)
 	m.advanceRoll(now)
 	if m.stopping == running { // a failed start may have ended it
@@ -275,6 +284,12 @@ func (m *master) nextDeadline(now time.Time) time.Duration {
 	}
 	if m.beat > 0 {
 		sooner(m.beatAt)
+	}
+	if m.hub != nil {
+		sooner(m.hub.lookAt)
+	}
+	if !m.hub.ready() {
+		return max(next.Sub(now), 0)
 	}
 	if m.roll != nil {
 		sooner(m.askedAt.Add(askEvery))
@@ -377,6 +392,11 @@ func (m *master) reap() {
 			m.reexecDied(status)
 		}
 	}
+	if m.hub != nil && m.hub.child != 0 {
+		if status, ended := reapOne(m.hub.child); ended {
+			m.hubReaped(status, time.Now())
+		}
+	}
 	if os.Getpid() == 1 {
 		m.reapOrphans()
 	}
@@ -396,6 +416,8 @@ func (m *master) reapOrphans() {
 			m.collected(w, status)
 		} else if pid == m.child {
 			m.reexecDied(status)
+		} else if m.hub != nil && pid == m.hub.child {
+			m.hubReaped(status, time.Now())
 		}
 	}
 }

@@ -31,6 +31,7 @@ type Status struct {
 	Sockets    []string       `json:"sockets,omitempty"` // their names
 	Requests   uint64         `json:"requests"`          // taken over the control socket
 	Workers    []WorkerStatus `json:"workers"`
+	Hub        *HubStatus     `json:"hub,omitempty"`    // that this master keeps
 	Deploy     *Receipt       `json:"deploy,omitempty"` // that is under way, or the last one
 }
 
@@ -59,7 +60,7 @@ func (m *master) status(now time.Time) Status {
 	s := Status{
 		Master: os.Getpid(), State: m.state(), Since: m.started, Version: buildVersion(), Command: slices.Clone(m.release.command),
 		Generation: m.release.generation, Ready: m.announced, Want: m.want, Reloads: m.rolls, NewMaster: m.child,
-		PIDFile: m.pid.path, Control: m.control.path, Requests: m.requests, Workers: []WorkerStatus{},
+		PIDFile: m.pid.path, Control: m.control.path, Requests: m.requests, Workers: []WorkerStatus{}, Hub: m.hub.status(),
 	}
 	if m.parent.alive() {
 		s.OldMaster = m.parent.pid

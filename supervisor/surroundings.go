@@ -94,6 +94,7 @@ func (m *master) baseEnv(r *release) []string {
 	if m.cfg.Dir != "" {
 		env = append(env, "PWD="+r.dir)
 	}
+	env = m.withHub(env)
 	if m.cfg.Umask != "" {
 		env = append(env, umaskEnv+"="+m.cfg.Umask)
 	}

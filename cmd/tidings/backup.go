@@ -125,7 +125,7 @@ func (f targetFlags) open(ctx context.Context, create bool) (nc *nats.Conn, done
 // called.
 func hubOf(ctx context.Context, dir string, create bool) (url string, done func() error, err error) {
 	if _, err := os.Stat(filepath.Join(dir, "store")); errors.Is(err, fs.ErrNotExist) && !create {
-		return "", nil, hinted{fmt.Errorf("%s has no hub's store", dir), "give the --dir of tidings hub"}
+		return "", nil, hinted{fmt.Errorf("%s has no hub's store", dir), "give the --dir of tidings hub, or the --hub of tidings run"}
 	}
 	running, err := hub.Find(dir)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tidings-go/tidings/hub"
 	"github.com/tidings-go/tidings/supervisor"
 )
 
@@ -29,6 +30,8 @@ type runCmd struct {
 	DrainTimeout time.Duration `default:"30s" help:"How long a worker may take to end after QUIT."`
 	StopTimeout  time.Duration `default:"5s" help:"How long a worker may take to end after TERM or ABRT."`
 	Watchdog     time.Duration `help:"How often a ready worker must say WATCHDOG=1; one that does not is dumped (ABRT) and started again."`
+	Hub          string        `help:"Directory on which to keep a hub, beside the workers: it is started before them, stopped after them, and no deploy touches it."`
+	HubListen    string        `default:"127.0.0.1:4222" help:"HOST:PORT of that hub; port 0 takes a free one, and the same again next time."`
 	Term         string        `enum:"quick,graceful" default:"quick" help:"What TERM means: quick or graceful."`
 	Command      []string      `arg:"" passthrough:"" help:"The worker, after --."`
 }
@@ -66,6 +69,12 @@ func (c runCmd) Run(ctx context.Context) error {
 		}
 		cfg.Dir = dir
 	}
+	if c.Hub != "" {
+		var err error
+		if cfg.Hub, err = keptHub(c.Hub, c.HubListen); err != nil {
+			return err
+		}
+	}
 	var files []*logFile
 	open := func(path string, use func(*logFile)) error {
 		if path == "" {
@@ -88,4 +97,23 @@ func (c runCmd) Run(ctx context.Context) error {
 	}
 	cfg.Reopen = func() error { return reopenAll(files) }
 	return supervisor.Run(ctx, cfg)
+}
+
+// keptHub is a hub that the master keeps: this program, as tidings hub.
+func keptHub(dir, listen string) (*supervisor.Hub, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &supervisor.Hub{
+		Dir:  dir,
+		Args: []string{"hub", "--dir", dir, "--listen", listen},
+		Find: func() (supervisor.HubFound, error) {
+			r, err := hub.Find(dir)
+			if err != nil || r == nil {
+				return supervisor.HubFound{}, err
+			}
+			return supervisor.HubFound{Running: true, PID: r.PID, URL: r.URL}, nil
+		},
+	}, nil
 }

@@ -17,6 +17,7 @@ func TestMain(m *testing.M) {
 		"tidings": func() { os.Exit(run(os.Args[1:])) },
 		"failing": runFailing,
 		"pay":     runPay,
+		"clerk":   runClerk,
 	})
 }
 

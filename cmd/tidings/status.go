@@ -140,6 +140,9 @@ func printMaster(w io.Writer, s supervisor.Status, now time.Time) {
 	if s.NewMaster != 0 {
 		fmt.Fprintf(w, "upgrade to master %d: QUIT %d to go on with it, QUIT %d to go back\n", s.NewMaster, s.Master, s.NewMaster)
 	}
+	if s.Hub != nil {
+		printHub(w, s.Hub, now)
+	}
 	if s.Deploy != nil {
 		fmt.Fprintln(w, headline(s.Deploy))
 	}
@@ -172,6 +175,17 @@ func printMaster(w io.Writer, s supervisor.Status, now time.Time) {
 			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\n", k.PID, sub.Pattern, cmp.Or(sub.Group, "-"), state, lag(sub),
 				sub.Queued, sub.Running, sub.Handled, sub.Failed, sub.GaveUp, sub.Dropped)
 		}
+	}
+	fmt.Fprintln(w)
+}
+
+func printHub(w io.Writer, h *supervisor.HubStatus, now time.Time) {
+	fmt.Fprintf(w, "hub %s, %s for %s, %s, %d restarts", number(h.PID), h.State, ago(h.Since, now), cmp.Or(h.URL, h.Dir), h.Restarts)
+	if !h.Ours && h.State == "running" {
+		fmt.Fprint(w, ", which others run")
+	}
+	if h.LastDeath != "" {
+		fmt.Fprintf(w, ", the last: %s", firstLine(h.LastDeath))
 	}
 	fmt.Fprintln(w)
 }
