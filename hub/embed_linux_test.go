@@ -36,7 +36,7 @@ type app struct {
 
 // Each app publishes so many durable events a second, from so many goroutines.
 const (
-	appRate    = 400
+	appRate    = 500
 	appWorkers = 16
 	beatEvery  = 20 * time.Millisecond
 )

@@ -165,3 +165,19 @@ func TestEmbedUsesTheHubThatIsThere(t *testing.T) {
 		t.Errorf("another hub on the directory: %v", err)
 	}
 }
+
+// If the port cannot be had, the others find the hub where it is now.
+func TestEmbedFollowsToAnotherPort(t *testing.T) {
+	dir := t.TempDir()
+	there, err := hub.Start(t.Context(), hub.Options{Dir: dir, Addr: "127.0.0.1:0", Logger: quietly()})
+	must(t, err)
+	b := embed(t, dir)
+	must(t, b.Publish(t.Context(), "order.placed", 1))
+	must(t, os.Remove(filepath.Join(dir, "port"))) // any will do
+	_, err = there.Stop(t.Context())
+	must(t, err)
+	must(t, b.Publish(t.Context(), "order.placed", 2))
+	if r := runs(t, dir); r == nil || r.URL == there.URL() {
+		t.Errorf("the hub is %+v, want it on another port than %s", r, there.URL())
+	}
+}
