@@ -141,6 +141,9 @@ func (m *master) advanceHub(now time.Time) {
 		return
 	}
 	h.lookAt = now.Add(hubLookSoon)
+	if h.child != 0 && h.restarts == 0 && !h.ready() && now.After(m.askedAt.Add(askEvery)) {
+		m.askForTime(m.cfg.ReadyTimeout) // a large store takes long to open
+	}
 	found, err := h.Find()
 	if err != nil {
 		if h.trouble != err.Error() {
