@@ -107,11 +107,12 @@ func (f targetFlags) open(ctx context.Context, create bool) (nc *nats.Conn, done
 	if f.Hub == "" {
 		return nil, nil, errNoBroker
 	}
-	url, done := f.Hub, func() error { return nil }
-	if !strings.Contains(url, "://") {
-		if url, done, err = hubOf(ctx, strings.TrimPrefix(url, "embed:"), create); err != nil {
-			return nil, nil, err
-		}
+	url := f.Hub
+	if !strings.Contains(url, "://") { // a directory
+		url = "embed:" + strings.TrimPrefix(url, "embed:")
+	}
+	if url, done, err = reach(ctx, url, create); err != nil {
+		return nil, nil, err
 	}
 	nc, err = natsbus.Connect(ctx, url, "tidings backup")
 	if err != nil {
@@ -119,6 +120,17 @@ func (f targetFlags) open(ctx context.Context, create bool) (nc *nats.Conn, done
 	}
 	stop := done
 	return nc, func() error { nc.Close(); return stop() }, nil
+}
+
+// reach is the URL of a broker that natsbus can be given: of embed:DIR that of the
+// hub there, see hubOf.
+func reach(ctx context.Context, url string, create bool) (_ string, done func() error, err error) {
+	dir, embedded := strings.CutPrefix(url, "embed:")
+	if !embedded {
+		return url, func() error { return nil }, nil
+	}
+	dir, _, _ = strings.Cut(dir, "?")
+	return hubOf(ctx, dir, create)
 }
 
 // hubOf is the hub that runs on a directory, or one that is started until done is

@@ -27,13 +27,23 @@ func (f brokerFlags) open(ctx context.Context) (_ context.Context, a *natsbus.Ad
 		return ctx, nil, nil, errNoBroker
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.Timeout)
-	log := quietLog()
-	a, err = natsbus.OpenAdmin(ctx, f.URL, adapter.Config{Prefix: f.Prefix, Logger: log})
+	url, stop, err := reach(ctx, f.URL, false)
 	if err != nil {
 		cancel()
 		return ctx, nil, nil, err
 	}
-	return ctx, a, func() { cancel(); _ = a.Close() }, nil // nothing was published
+	a, err = natsbus.OpenAdmin(ctx, url, adapter.Config{Prefix: f.Prefix, Logger: quietLog()})
+	if err != nil {
+		cancel()
+		return ctx, nil, nil, errors.Join(err, stop())
+	}
+	return ctx, a, func() {
+		cancel()
+		_ = a.Close() // nothing was published
+		if err := stop(); err != nil {
+			quietLog().Warn("hub", "err", err)
+		}
+	}, nil
 }
 
 // quietLog says on standard error what somebody has to know.
