@@ -3,6 +3,7 @@ package hub
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -37,28 +38,71 @@ type Running struct {
 
 // Find returns the hub that runs on a directory now, nil if none does. It asks the
 // directory's lock, which ends with its process, and connects to nobody. It fails when
-// the directory cannot be read. It may be called concurrently.
+// the directory cannot be read, and follows no link out of it: who may write there may
+// be another user. It may be called concurrently.
 func Find(dir string) (*Running, error) {
-	name := filepath.Join(dir, "lock")
-	l := flock.New(name, flock.SetFlag(os.O_RDONLY))
-	free, err := l.TryRLock()
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("hub: cannot look at the lock of %s: %w", dir, err)
-	case free:
-		return nil, l.Close()
+	r, err := find(dir)
+	if err != nil {
+		return nil, fmt.Errorf("hub: cannot look for the hub of %s: %w", dir, err)
 	}
-	r := &Running{PID: ownerOf(name)}
+	return r, nil
+}
+
+func find(dir string) (*Running, error) {
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	lock, err := root.Lstat("lock")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil && !lock.Mode().IsRegular() {
+		err = errors.New("its lock is no file")
+	}
+	if err != nil {
+		return nil, err
+	}
+	l := flock.New(filepath.Join(dir, "lock"), flock.SetFlag(os.O_RDONLY|syscall.O_NONBLOCK))
+	if free, err := l.TryRLock(); err != nil || free {
+		return nil, errors.Join(err, l.Close())
+	}
+	b, err := readIn(root, "lock")
+	if err != nil {
+		return nil, err
+	}
+	r := &Running{PID: pidOf(b)}
 	if !alive(r.PID) {
 		return &Running{}, nil // it has only just locked it
 	}
-	address := filepath.Join(dir, "address")
-	if b, err := os.ReadFile(address); err == nil && !older(address, name) {
-		r.URL = strings.TrimSpace(string(b))
+	if lock, err = root.Lstat("lock"); err != nil { // it was written with the pid
+		return nil, err
 	}
+	if address, err := root.Lstat("address"); err != nil || address.ModTime().Before(lock.ModTime()) {
+		return r, nil // it has none yet, but perhaps that of a hub that was killed
+	}
+	if b, err = readIn(root, "address"); err != nil {
+		return nil, err
+	}
+	r.URL = strings.TrimSpace(string(b))
 	return r, nil
+}
+
+// readIn reads a small file.
+func readIn(root *os.Root, name string) ([]byte, error) {
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 64<<10))
 }
 
 // alive reports whether there is a process.
@@ -72,20 +116,16 @@ func alive(pid int) bool {
 	return err == nil || errors.Is(err, os.ErrPermission)
 }
 
-// older reports whether an address is of a hub before the one that has the lock: that
-// one was killed, and this one has not come to remove it.
-func older(address, lock string) bool {
-	a, err1 := os.Stat(address)
-	l, err2 := os.Stat(lock)
-	return err1 != nil || err2 != nil || a.ModTime().Before(l.ModTime())
-}
-
 // ownerOf is the pid in a lock, 0 if there is none.
 func ownerOf(lock string) int {
 	b, err := os.ReadFile(lock)
 	if err != nil {
 		return 0
 	}
+	return pidOf(b)
+}
+
+func pidOf(b []byte) int {
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
 	return pid
 }

@@ -41,3 +41,28 @@ func TestFind(t *testing.T) {
 		t.Errorf("after its stop runs %+v", r)
 	}
 }
+
+// Who may write to the directory may be another user: he leads nobody to what only that
+// one may read.
+func TestFindFollowsNoLink(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	must(t, os.WriteFile(secret, []byte("secret"), 0o600))
+	dir := t.TempDir()
+	h, err := hub.Start(t.Context(), hub.Options{Dir: dir, Addr: "127.0.0.1:0", Logger: quietly()})
+	must(t, err)
+	t.Cleanup(func() { _, err := h.Stop(context.Background()); must(t, err) })
+	address := filepath.Join(dir, "address")
+	must(t, os.Remove(address))
+	must(t, os.Symlink(secret, address))
+	if r, err := hub.Find(dir); err == nil {
+		t.Errorf("it is %+v", r)
+	}
+	other := t.TempDir()
+	must(t, os.Symlink(secret, filepath.Join(other, "lock")))
+	if r, err := hub.Find(other); err == nil {
+		t.Errorf("behind a link for a lock it is %+v", r)
+	}
+	if r, err := hub.Find(secret); err == nil {
+		t.Errorf("of a file it is %+v", r)
+	}
+}

@@ -5,6 +5,7 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -111,7 +112,7 @@ func (m *master) openHub() (*companion, error) {
 			return nil, err
 		}
 	}
-	h.users = flock.New(h.file("masters"), flock.SetPermissions(0o600))
+	h.users = flock.New(h.file("masters"), flock.SetPermissions(0o600), flock.SetFlag(os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW))
 	if ok, err := h.users.TryRLock(); err != nil || !ok {
 		// Whoever has it alone is a master that stops the hub at this moment.
 		if err == nil {
@@ -123,6 +124,23 @@ func (m *master) openHub() (*companion, error) {
 }
 
 func (h *companion) file(name string) string { return filepath.Join(h.Dir, name) }
+
+// append opens a file to add to it. The directory may be the workers' user's own, and
+// the master root: no link of that user's leads it elsewhere.
+func (h *companion) append(name string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(h.file(name), flags|os.O_CREATE|os.O_APPEND|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no file", f.Name())
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
 
 func (h *companion) close() {
 	if h != nil {
@@ -193,18 +211,23 @@ func (m *master) hubUp(found HubFound, now time.Time) {
 
 // supervised reports whether a master has started the hub with that pid.
 func (h *companion) supervised(pid int) bool {
-	b, err := os.ReadFile(h.file("supervised"))
+	f, err := os.OpenFile(h.file("supervised"), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 4*hubNotes))
 	return err == nil && pid != 0 && slices.Contains(strings.Fields(string(b)), itoa(pid))
 }
 
 // supervise notes that a master has. Two masters may start one at once, of which one
 // finds the directory in use: so a line is added, and of old ones few are kept.
 func (h *companion) supervise(pid int) error {
-	flags := os.O_CREATE | os.O_APPEND | os.O_WRONLY
-	if st, err := os.Stat(h.file("supervised")); err == nil && st.Size() > hubNotes {
-		flags |= os.O_TRUNC
+	flags := 0
+	if st, err := os.Lstat(h.file("supervised")); err == nil && st.Size() > hubNotes {
+		flags = os.O_TRUNC
 	}
-	f, err := os.OpenFile(h.file("supervised"), flags, 0o600)
+	f, err := h.append("supervised", flags)
 	if err != nil {
 		return err
 	}
@@ -228,19 +251,16 @@ func (m *master) startHub(now time.Time) {
 
 func (m *master) spawnHub() (pid int, err error) {
 	h := m.hub
-	if st, err := os.Stat(h.file("hub.log")); err == nil && st.Size() > hubLogMost {
+	if st, err := os.Lstat(h.file("hub.log")); err == nil && st.Size() > hubLogMost {
 		if err := os.Rename(h.file("hub.log"), h.file("hub.log.old")); err != nil {
 			return 0, err
 		}
 	}
-	out, err := os.OpenFile(h.file("hub.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	out, err := h.append("hub.log", 0)
 	if err != nil {
 		return 0, err
 	}
 	defer out.Close()
-	if err := m.as.give(out.Name()); err != nil {
-		return 0, err
-	}
 	if h.logFrom, err = out.Seek(0, 2); err != nil {
 		return 0, err
 	}
@@ -305,7 +325,7 @@ func (m *master) hubDied(why string, now time.Time) {
 
 // lastWords are the last lines that the hub has written since it was started.
 func (h *companion) lastWords() string {
-	f, err := os.Open(h.file("hub.log"))
+	f, err := os.OpenFile(h.file("hub.log"), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return ""
 	}
@@ -396,8 +416,12 @@ func (m *master) signalHub(sig syscall.Signal) {
 	if err == nil {
 		defer func() { _ = p.Release() }()
 		var found HubFound
-		if found, err = m.hub.Find(); err == nil && (found.PID == pid || pid == m.hub.child) {
+		switch found, err = m.hub.Find(); {
+		case err != nil:
+		case pid == m.hub.child, found.PID == pid && m.as.owns(pid):
 			err = p.Signal(sig)
+		case found.PID == pid:
+			err = errors.New("it does not run as the workers' user")
 		}
 	}
 	if err != nil && !errors.Is(err, os.ErrProcessDone) {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -118,4 +119,40 @@ func TestHubsStatus(t *testing.T) {
 			t.Errorf("in state %s it says %q, want %q", c.state, says, c.says)
 		}
 	}
+}
+
+// The workers' user, whose directory it may be, leads a master of root's nowhere by
+// links, and has it signal nobody else's processes.
+func TestHubsFilesAreNoLinks(t *testing.T) {
+	h := &companion{Hub: &Hub{Dir: t.TempDir()}}
+	target := filepath.Join(t.TempDir(), "target")
+	if err := os.WriteFile(target, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(target, h.file("supervised")); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.supervise(7); err == nil {
+		t.Error("a link is written to")
+	}
+	if st, err := os.Stat(target); err != nil || st.Size() > 0 {
+		t.Errorf("what the link leads to has changed: %v, %v", st, err)
+	}
+	if _, err := (&master{cfg: Config{Hub: &Hub{Dir: linked(t, "masters", target)}}}).openHub(); err == nil {
+		t.Error("a link is locked")
+	}
+	others := &identity{cred: &syscall.Credential{Uid: uint32(os.Getuid()) + 1}}
+	if others.owns(os.Getpid()) || !(*identity)(nil).owns(os.Getpid()) {
+		t.Error("this process is another user's")
+	}
+}
+
+// linked is a directory with a link.
+func linked(t *testing.T, name, target string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }

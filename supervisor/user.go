@@ -85,3 +85,17 @@ func (id *identity) give(path string) error {
 	}
 	return nil
 }
+
+// owns reports whether a process is the workers' user's. Where nobody else is meant it
+// is: the kernel asks again when the process is signalled.
+func (id *identity) owns(pid int) bool {
+	if id == nil || id.cred == nil {
+		return true
+	}
+	st, err := os.Stat("/proc/" + strconv.Itoa(pid))
+	if err != nil {
+		return false // or there is no such directory here, as on macOS
+	}
+	owner, ok := st.Sys().(*syscall.Stat_t)
+	return ok && owner.Uid == id.cred.Uid
+}
