@@ -250,6 +250,7 @@ type Evidence struct {
 	Seed     uint64     `json:"seed,omitempty"` // of the random instants
 	Deaths   []Death    `json:"deaths,omitempty"`
 	Spools   *SpoolsEnd `json:"spools,omitempty"`
+	Synced   *Synced    `json:"synced,omitempty"`
 	Away     []Span     `json:"away,omitempty"`
 	Cells    []*Cell    `json:"cells,omitempty"`
 	CutOff   []Kill     `json:"cut_off,omitempty"` // workers that a cell's signal has ended with events in their hands, as it may

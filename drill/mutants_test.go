@@ -54,6 +54,7 @@ func TestMutants(t *testing.T) {
 		{"refill-reordered", "order per publisher", drill.RuleOrder, outage},
 		{"batch-duplicate-taken", "durable, hub restart", drill.RuleLost, outage},
 		{"doubt-not-looked-up", "durable, hub away", drill.RuleDoubled, outage},
+		{"hub-not-synced", "acknowledged = on the disk", drill.RuleUnsynced, []string{"--scenario=sync", "--for=6s"}},
 		{"no-heartbeat", "durable, slow handler", drill.RuleRedelivered, []string{"--scenario=slow", "--for=6s"}},
 	} {
 		t.Run(m.name, func(t *testing.T) {

@@ -23,6 +23,8 @@ type proc struct {
 	out  string // file with its standard output and error
 	wait *loop.Loop
 	exit Exit // set once wait is done
+	// target gets signals instead of the process: it runs under another program.
+	target int
 }
 
 func startProc(dir, name string, env, argv []string) (*proc, error) {
@@ -65,13 +67,20 @@ func (p *proc) stop(sig syscall.Signal, patience time.Duration) error {
 	if p.exited() {
 		return nil
 	}
-	_ = p.cmd.Process.Signal(sig)
+	if p.target != 0 {
+		_ = syscall.Kill(p.target, sig)
+	} else {
+		_ = p.cmd.Process.Signal(sig)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if p.wait.Wait(ctx) == nil {
 		return nil
 	}
 	_ = p.cmd.Process.Kill()
+	if p.target != 0 {
+		_ = syscall.Kill(p.target, syscall.SIGKILL)
+	}
 	<-p.wait.Done()
 	return fmt.Errorf("%s (pid %d) did not end within %v of %v and was killed", p.name, p.pid(), patience, sig)
 }

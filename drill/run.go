@@ -80,6 +80,11 @@ func Run(ctx context.Context, cfg Config) (*Verdict, error) {
 	if err != nil {
 		return nil, err
 	}
+	if sc.traced {
+		if err := canTrace(); err != nil {
+			return nil, err
+		}
+	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	dir, err := makeDir(cfg.Dir)
@@ -356,7 +361,12 @@ func (d *drill) launch(name string, env, argv []string) (*proc, error) {
 }
 
 func (d *drill) startHub(name string) error {
-	p, err := d.launch(name, nil, append(slices.Clone(d.Hub), "--dir", filepath.Join(d.Dir, "hub"), "--listen", "127.0.0.1:0", "--monitor", "127.0.0.1:0"))
+	argv := append(slices.Clone(d.Hub), "--dir", filepath.Join(d.Dir, "hub"), "--listen", "127.0.0.1:0", "--monitor", "127.0.0.1:0")
+	var env []string
+	if d.sc.traced {
+		argv, env = d.traced(argv), []string{"TIDINGS_MUTANT=" + d.Mutant}
+	}
+	p, err := d.launch(name, env, argv)
 	if err != nil {
 		return err
 	}
@@ -367,6 +377,9 @@ func (d *drill) startHub(name string) error {
 	}
 	d.hub.url, _ = p.says("url ")
 	d.hub.monitor, _ = p.says("monitor ")
+	if err == nil && d.sc.traced {
+		return d.noteTracee()
+	}
 	return err
 }
 

@@ -23,6 +23,7 @@ type Scenario struct {
 	rate    int  // at most
 	spool   bool // publishers have one, and streams soon forget ids
 	slow    bool // the way to the hub
+	traced  bool // the hub
 	run     func(*drill) error
 }
 
@@ -52,6 +53,8 @@ func Scenarios() []Scenario {
 			workers: 2, plant: "twice/10", fates: []witness.Fate{witness.Twice}, outages: 4, rate: 400, spool: true, run: (*drill).outage},
 		{Name: "network", About: "a way to the hub of 20 ms; deploys over it; it is cut, and open in one direction only",
 			workers: 2, rate: 400, slow: true, run: (*drill).network},
+		{Name: "sync", About: "the hub's system calls are traced: nothing is acknowledged that is not on the disk (Linux, with strace)",
+			workers: 2, rate: 200, traced: true, run: (*drill).synced},
 		{Name: "signals", About: "every signal, in every state of a master, to masters and workers",
 			rate: 300, run: (*drill).matrix},
 	}

@@ -107,6 +107,7 @@ const (
 	RuleEnd         = "end state"
 	RuleProcess     = "process"
 	RuleStream      = "stream"
+	RuleUnsynced    = "unsynced"
 	RuleEffect      = "effect of a signal"
 )
 
@@ -178,7 +179,7 @@ type judge struct {
 	dead     map[*Reporter]Death // publishers that were killed
 	possible map[eventKey]bool   // doubled, as was announced
 
-	accepted, order, keys, letters, redrive, receipts, counts, deploys, ledger, end, effects, evidence *Row
+	accepted, order, keys, letters, redrive, receipts, counts, deploys, ledger, end, effects, synced, evidence *Row
 }
 
 // Judge compares what the processes wrote with what was done to them. It changes
@@ -206,6 +207,7 @@ func Judge(led *Ledger, ev *Evidence, lim Limits) *Verdict {
 	j.judgeBudgets()
 	j.judgeLedger()
 	j.judgeEnd()
+	j.judgeSynced()
 	j.judgeEvidence()
 	j.judgeSpools()
 	j.judgeCells()
@@ -254,6 +256,9 @@ func (j *judge) makeRows() {
 	j.end = row("nothing left behind", false)
 	if len(j.ev.Cells) > 0 {
 		j.effects = row("signals do what the table says", false)
+	}
+	if j.ev.Synced != nil {
+		j.synced = row("acknowledged = on the disk", false)
 	}
 	j.evidence = row("evidence", false)
 }
