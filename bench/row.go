@@ -35,7 +35,7 @@ func (g goal) String() string {
 		time = append(time, fmt.Sprintf("%g ns", g.ns))
 	}
 	if g.floor > 0 {
-		time = append(time, fmt.Sprintf("%gx floor", g.floor))
+		time = append(time, fmt.Sprintf("%.3gx floor", g.floor))
 	}
 	if len(time) > 0 {
 		sep := ", "
@@ -48,7 +48,7 @@ func (g goal) String() string {
 	case g.peer == 1:
 		all = append(all, "ahead of best peer")
 	case g.peer > 0:
-		all = append(all, fmt.Sprintf("%gx best peer", g.peer))
+		all = append(all, fmt.Sprintf("%.3gx best peer", g.peer))
 	}
 	if g.noAllocs {
 		all = append(all, "0 allocs")
