@@ -97,11 +97,14 @@ func (p *permits) inbox() {
 // inboxOf is where the answers to a user's requests come.
 func inboxOf(user string) string { return "_INBOX." + user }
 
-// look: what streams and groups there are, and how they do, and whether the server has
+// userInfoSubject is where the server tells a user its own rights, for tidings doctor.
+const userInfoSubject = "$SYS.REQ.USER.INFO"
+
+// look: what streams and groups there are, and how they do, what rights it has, and whether the server has
 // this process's subscriptions, which shows those of others too. No event can be read by
 // it.
 func (p *permits) look() {
-	p.pub = append(p.pub, interestSubject)
+	p.pub = append(p.pub, interestSubject, userInfoSubject)
 	p.api("INFO", "STREAM.LIST", "STREAM.NAMES", "STREAM.INFO.*", "CONSUMER.LIST.*", "CONSUMER.NAMES.*", "CONSUMER.INFO.*.*")
 }
 

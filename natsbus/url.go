@@ -54,6 +54,9 @@ func parseURL(raw string) (*address, error) {
 		rest = rest[i+1:]
 	}
 	if err := a.query(query); err != nil {
+		if strings.Contains(query, "@") { // what is repeated would be a part of the secret
+			return nil, errors.New("natsbus: the URL's part after ? cannot be read, and has an @ in it: in a password or token write ? as %3F, elsewhere @ as %40")
+		}
 		return nil, err
 	}
 	return a, a.hosts(scheme, strings.TrimSuffix(rest, "/"))

@@ -26,8 +26,10 @@ type cli struct {
 	Apply   applyCmd   `cmd:"" help:"Make streams as they are declared."`
 	Backup  backupCmd  `cmd:"" help:"Copy the streams of a hub, while it works."`
 	Restore restoreCmd `cmd:"" help:"Put the streams of a backup into a hub."`
+	Doctor  doctorCmd  `cmd:"" help:"Look at the broker and this machine for what does not suit; compare two environments."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	Exec    execCmd    `cmd:"" name:"__exec" hidden:"" help:"For the master's own use."`
+	Signals signalsCmd `cmd:"" name:"__signals" hidden:"" help:"For the doctor's own use."`
 	Example exampleCmd `cmd:"" name:"__example" hidden:"" help:"Run an example application."`
 }
 
@@ -35,7 +37,7 @@ const description = `Events between Go services, and deploys that lose nothing.
 
 Exit status: 0 done, 1 failed (drill: a promise was broken), 2 the run proves
 nothing, 3 a dry run found differences, 4 a deploy was rolled back, 5 one lost
-events, 64 wrong usage.`
+events, 64 wrong usage (doctor: 2, also when it could not look).`
 
 // hinted is an error with a way out.
 type hinted struct {
@@ -56,7 +58,7 @@ func run(args []string) int {
 	ctx, err := newParser(new(cli)).Parse(args)
 	if err != nil {
 		report(usage(err))
-		return 64
+		return usageStatus(err)
 	}
 	err = ctx.Run()
 	var status exitError
@@ -89,6 +91,17 @@ func usage(err error) error {
 		}
 	}
 	return hinted{err, help + " shows what there is"}
+}
+
+// usageStatus is 64, but for the doctor's: there 1 and 2 say whether something is ill.
+func usageStatus(err error) int {
+	var p *kong.ParseError
+	if errors.As(err, &p) && p.Context != nil {
+		if cmd := p.Context.Selected(); cmd != nil && cmd.Name == "doctor" {
+			return statusBlind
+		}
+	}
+	return 64
 }
 
 func report(err error) {

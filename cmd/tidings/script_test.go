@@ -14,10 +14,11 @@ import (
 // TestMain makes this test binary the command that scripts run.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"tidings": func() { os.Exit(run(os.Args[1:])) },
-		"failing": runFailing,
-		"pay":     runPay,
-		"clerk":   runClerk,
+		"tidings":     func() { os.Exit(run(os.Args[1:])) },
+		"failing":     runFailing,
+		"pay":         runPay,
+		"nats-server": runServer,
+		"clerk":       runClerk,
 	})
 }
 
@@ -26,16 +27,20 @@ func TestScripts(t *testing.T) {
 		Dir:   "testdata/script",
 		Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"await":   await,
-			"status":  status,
-			"hubat":   hubAt,
-			"group":   group,
-			"ungroup": ungroup,
-			"publish": publish,
-			"spool":   spoolAway,
-			"load":    startLoad,
-			"handled": handled,
-			"loaded":  loaded,
+			"await":    await,
+			"status":   status,
+			"hubat":    hubAt,
+			"group":    group,
+			"ungroup":  ungroup,
+			"publish":  publish,
+			"spool":    spoolAway,
+			"load":     startLoad,
+			"handled":  handled,
+			"loaded":   loaded,
+			"serverat": serverAt,
+			"userof":   userOf,
+			"stream":   changeStream,
+			"pause":    pause,
 		},
 	})
 }
