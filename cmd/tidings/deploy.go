@@ -174,7 +174,7 @@ func (c deployCmd) pendingReport() (pendingReport, error) {
 	if c.JUnit == "" {
 		return pendingReport{}, nil
 	}
-	f, err := renameio.NewPendingFile(c.JUnit, renameio.WithPermissions(0o644))
+	f, err := renameio.NewPendingFile(c.JUnit, renameio.WithPermissions(0o600))
 	if err != nil {
 		return pendingReport{}, fmt.Errorf("--junit=%s: %w", c.JUnit, err)
 	}
