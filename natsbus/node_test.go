@@ -29,10 +29,13 @@ func runNode(conf string) {
 	}
 	opts, err := server.ProcessConfigFile(conf)
 	fail(err)
-	opts.NoSigs, opts.NoLog = true, true
+	opts.NoLog = true // and it handles signals, as nats-server does
 	s, err := server.NewServer(opts)
 	fail(err)
 	s.Start()
+	if !s.ReadyForConnections(patience) {
+		fail(fmt.Errorf("%s: not ready after %v: is a port of its taken?", conf, patience))
+	}
 	_, _ = io.Copy(io.Discard, os.Stdin) // until the test ends
 	os.Exit(0)
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -36,12 +37,18 @@ func Python(t testing.TB) string {
 	return strings.TrimSpace(string(out))
 }
 
+// given are the ports that FreeAddr has given already: nobody may listen there yet.
+var given sync.Map
+
 // FreeAddr is where nobody listens on loopback, nor will of himself: the port is below
-// those that the kernel gives to outgoing connections.
+// those that the kernel gives to outgoing connections, and is given once.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	for range 100 {
 		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(10000+rand.IntN(20000)))
+		if _, twice := given.LoadOrStore(addr, true); twice {
+			continue
+		}
 		if l, err := net.Listen("tcp", addr); err == nil {
 			l.Close()
 			return addr
