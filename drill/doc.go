@@ -52,7 +52,8 @@
 // through; run.go and what it uses start the processes and do the damage;
 // releases.go runs the command that deploys. outage.go takes publishers, the hub and
 // its answers away: publishers.go has the former, proxy.go the latter, which network.go
-// takes away altogether; sync.go traces the hub. signals.go plays
+// takes away altogether; sync.go traces the hub, and
+// cluster.go makes it three. signals.go plays
 // the matrix: plays.go has its cells, states.go the states, effects.go and burst.go
 // what must come of a signal, lineage.go the processes. Judging needs no process: it is
 // tested on journals with planted faults, each of which must be named exactly.

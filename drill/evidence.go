@@ -23,6 +23,7 @@ const (
 	Kills    Kind = "kill -9"
 	Outages  Kind = "hub restart"
 	Networks Kind = "network fault"
+	Nodes    Kind = "node killed"
 	Absences Kind = "hub away"
 	Crashes  Kind = "deadly event"
 	Cuts     Kind = "cut drain"
@@ -49,7 +50,7 @@ func (p Phase) row() Kind {
 }
 
 // kinds in the order of the table.
-var kinds = []Kind{Steady, Slows, Deploys, Kills, Deaths, Outages, Networks, Absences, Fulls, Crashes, Cuts, Masters, Between}
+var kinds = []Kind{Steady, Slows, Deploys, Kills, Deaths, Outages, Networks, Nodes, Absences, Fulls, Crashes, Cuts, Masters, Between}
 
 // An Expectation is a subscription that must get every event of a topic once.
 type Expectation struct {
@@ -170,10 +171,11 @@ type Redrive struct {
 	Left []Letter `json:"left"` // dead letters once everything was handled
 }
 
-// An Outage is one stop and restart of the hub, or a time in which the network did not
-// lead to it.
+// An Outage is one stop and restart of the hub, a time in which the network did not lead
+// to it, or one in which a node of a cluster was missing.
 type Outage struct {
 	Network string      `json:"network,omitempty"` // what it did; "": it is the hub's
+	Node    string      `json:"node,omitempty"`    // of a cluster; Up: the others answer
 	PID     int         `json:"pid"`
 	Killed  bool        `json:"killed,omitempty"` // with -9: it has closed nothing
 	Down    Mono        `json:"down"`             // just before the signal to stop was sent
@@ -189,16 +191,22 @@ type Outage struct {
 
 // kind is that of the phase it makes.
 func (o Outage) kind() Kind {
-	if o.Network != "" {
+	switch {
+	case o.Network != "":
 		return Networks
+	case o.Node != "":
+		return Nodes
 	}
 	return Outages
 }
 
 // what is how it is called.
 func (o Outage) what() string {
-	if o.Network != "" {
+	switch {
+	case o.Network != "":
 		return "network fault (" + o.Network + ")"
+	case o.Node != "":
+		return "kill -9 of " + o.Node
 	}
 	return "restart of the hub"
 }
@@ -294,10 +302,10 @@ func DefaultLimits() Limits {
 		Begins:    20, // its deliveries count from one again when a consumer is reset
 		Slack:     50 * time.Millisecond,
 		// Far above what is usual, far below the broker's default ack wait of 30 s.
-		MaxDelay: map[Kind]time.Duration{Steady: 3 * time.Second, Deploys: 3 * time.Second, Kills: 10 * time.Second, Outages: 15 * time.Second, Networks: 15 * time.Second,
+		MaxDelay: map[Kind]time.Duration{Steady: 3 * time.Second, Deploys: 3 * time.Second, Kills: 10 * time.Second, Outages: 15 * time.Second, Networks: 15 * time.Second, Nodes: 20 * time.Second,
 			Slows: 30 * time.Second, Crashes: 25 * time.Second, Cuts: 30 * time.Second, Signals: 3 * time.Second, Between: 3 * time.Second,
 			Masters: 15 * time.Second, Deaths: 10 * time.Second, Absences: 15 * time.Second, Fulls: 15 * time.Second},
-		Redeliveries: map[Kind]int{Kills: 500, Outages: 1000, Networks: 1000, Crashes: 500, Cuts: 500, Signals: 500},
+		Redeliveries: map[Kind]int{Kills: 500, Outages: 1000, Networks: 1000, Nodes: 1000, Crashes: 500, Cuts: 500, Signals: 500},
 		PerCell:      10,
 		Unsaved:      time.Second, // ten times what was measured
 		Unflushed:    500 * time.Millisecond,

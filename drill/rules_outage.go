@@ -10,7 +10,7 @@ import (
 
 // spooled: the event was accepted while there was no hub, so it lay in a spool.
 func (j *judge) spooled(p *publication) bool {
-	return p.state == witness.Accept && j.durable(p.topic) && slices.ContainsFunc(j.ev.Outages, func(o Outage) bool { return o.Gone < p.done && p.done < o.Up })
+	return p.state == witness.Accept && j.durable(p.topic) && slices.ContainsFunc(j.ev.Outages, func(o Outage) bool { return o.kind() == Outages && o.Gone < p.done && p.done < o.Up })
 }
 
 func (j *judge) durable(topic string) bool {

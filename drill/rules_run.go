@@ -203,7 +203,7 @@ func (j *judge) judgeEvidence() {
 	}{
 		{j.ev.WantDeploys, len(j.ev.Deploys), "deploys"},
 		{j.ev.WantKills, len(j.ev.Kills), "kills"},
-		{j.ev.WantOutages, len(j.ev.Outages), "restarts of the hub and faults of the network"},
+		{j.ev.WantOutages, len(j.ev.Outages), "restarts of the hub"},
 		{j.ev.WantDeaths, len(j.ev.Deaths), "kills of publishers"},
 		{j.ev.WantReleases, len(j.ev.Releases), "runs of tidings deploy"},
 	} {
@@ -379,10 +379,13 @@ func (j *judge) done() string {
 	note(len(j.ev.Deploys), "%d deploys (%d events in flight)", j.v.InFlight)
 	note(len(j.ev.Kills), "%d kills%s", j.firstAgain())
 	note(len(j.ev.Deaths), "%d kills%s", j.died())
-	faults := len(j.ev.Outages)
-	faults -= len(slices.DeleteFunc(slices.Clone(j.ev.Outages), func(o Outage) bool { return o.Network != "" }))
-	note(len(j.ev.Outages)-faults, "%d restarts of the hub")
-	note(faults, "%d network faults")
+	outages := map[Kind]int{}
+	for _, o := range j.ev.Outages {
+		outages[o.kind()]++
+	}
+	note(outages[Outages], "%d restarts of the hub")
+	note(outages[Networks], "%d network faults")
+	note(outages[Nodes], "%d nodes killed")
 	note(len(j.ev.Crashes), "%d processes killed by an event")
 	var away time.Duration
 	for _, s := range j.ev.Away {

@@ -61,6 +61,7 @@ type drill struct {
 	hub    broker
 	procs  []*proc
 	hubs   *proc
+	nodes  []*node // instead, in the scenario cluster
 	shops  []*shop
 	rng    *rand.Rand
 	proxy  *proxy.Proxy // of the first publisher, in scenarios with spools
@@ -285,7 +286,11 @@ func (d *drill) start() error {
 // startWith starts hub, master and publishers, and waits for the workers.
 func (d *drill) startWith(flags, worker []string) error {
 	d.phase = "start"
-	if err := d.startHub("hub"); err != nil {
+	begin := func() error { return d.startHub("hub") }
+	if d.sc.clustered {
+		begin = d.startCluster
+	}
+	if err := begin(); err != nil {
 		return err
 	}
 	p, err := d.startMaster("master", d.sc.workers, flags, worker)
@@ -376,7 +381,8 @@ func (d *drill) startHub(name string) error {
 		return p.died()
 	}
 	d.hub.url, _ = p.says("url ")
-	d.hub.monitor, _ = p.says("monitor ")
+	monitor, _ := p.says("monitor ")
+	d.hub.monitors = []string{monitor}
 	if err == nil && d.sc.traced {
 		return d.noteTracee()
 	}

@@ -154,6 +154,9 @@ func TestScenarios(t *testing.T) {
 	}
 	bin := buildCLI(t)
 	for _, s := range drill.Scenarios()[1:] {
+		if s.Name == "cluster" {
+			continue // three hubs take the whole machine: it is a step of .ci/run
+		}
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()
 			args := []string{"--scenario=" + s.Name, "--for=6s"}

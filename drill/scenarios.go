@@ -13,18 +13,19 @@ import (
 type Scenario struct {
 	Name, About string
 
-	workers int
-	master  []string // flags besides those of every run
-	worker  []string // so too
-	plant   string   // for publishers
-	fates   []witness.Fate
-	kills   int
-	outages int
-	rate    int  // at most
-	spool   bool // publishers have one, and streams soon forget ids
-	slow    bool // the way to the hub
-	traced  bool // the hub
-	run     func(*drill) error
+	workers   int
+	master    []string // flags besides those of every run
+	worker    []string // so too
+	plant     string   // for publishers
+	fates     []witness.Fate
+	kills     int
+	outages   int
+	rate      int  // at most
+	spool     bool // publishers have one, and streams soon forget ids
+	slow      bool // the way to the hub
+	traced    bool // the hub
+	clustered bool // it is three
+	run       func(*drill) error
 }
 
 // What is planted in the orders of the default run: one in seventy fails for good,
@@ -55,6 +56,8 @@ func Scenarios() []Scenario {
 			workers: 2, rate: 400, slow: true, run: (*drill).network},
 		{Name: "sync", About: "the hub's system calls are traced: nothing is acknowledged that is not on the disk (Linux, with strace)",
 			workers: 2, rate: 200, traced: true, run: (*drill).synced},
+		{Name: "cluster", About: "three hubs are a cluster, with every stream on each; one after the other is killed with -9 and started again; then a deploy",
+			workers: 2, rate: 200, outages: nodes, clustered: true, run: (*drill).cluster},
 		{Name: "signals", About: "every signal, in every state of a master, to masters and workers",
 			rate: 300, run: (*drill).matrix},
 	}

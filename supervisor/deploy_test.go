@@ -275,7 +275,7 @@ func TestStopDuringADeploy(t *testing.T) {
 	}
 	r.awaitKind(supervisor.EventStopped)
 	r.awaitExit(0)
-	if n := len(r.living()); n != 0 {
+	if n := len(r.living()); n != 0 { // stopped is the last that the master says
 		t.Errorf("%d workers are left", n)
 	}
 }

@@ -113,12 +113,13 @@ func (r *rig) started(pid int) bool {
 // allEnded checks that every worker has ended by itself, with status 0.
 func (r *rig) allEnded() {
 	r.t.Helper()
-	for draining := true; draining; {
+	timeout := time.After(patience)
+	for waiting := true; waiting && len(r.living()) > 0; { // what the master has said may still be on its way when it has ended
 		select {
 		case e := <-r.events:
 			r.seen = append(r.seen, e)
-		default:
-			draining = false
+		case <-timeout:
+			waiting = false
 		}
 	}
 	for _, e := range r.seen {
