@@ -350,6 +350,8 @@ func (c *conn) onError(_ *nats.Conn, sub *nats.Subscription, err error) {
 		c.onDenied(err)
 	case refusesLogin(err):
 		c.failed(err) // what is in the files by now may be let in; if not, entry says so
+	case writeFailed(err):
+		c.failed(err) // the connection is being given up: onDisconnect says so
 	default:
 		c.report(fmt.Errorf("natsbus: %w", err))
 	}

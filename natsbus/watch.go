@@ -84,6 +84,12 @@ func unchanged(ctx context.Context, changed <-chan struct{}, d time.Duration) bo
 	return false
 }
 
+// writeFailed: nothing can be written to the connection any more.
+func writeFailed(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "write"
+}
+
 // cause is the last error of the connection.
 func (c *conn) cause() error {
 	if p := c.lastError.Load(); p != nil {
