@@ -211,13 +211,16 @@ func (i *SubscriptionInfo) end(err error) {
 // of returns what is known of a worker's handler, unless that has returned since: nobody
 // looks again before there are more events.
 func (h *hungHandlers) of(w *worker) *Hung {
-	_, begun, running := w.current()
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !running || begun != w.watch.begun {
+	hung, seen := w.watch.hung, w.watch.begun
+	h.mu.Unlock()
+	if hung == nil {
+		return nil // as nearly always: the queue's lock is left to publishers
+	}
+	if _, begun, running := w.current(); !running || begun != seen {
 		return nil
 	}
-	return w.watch.hung
+	return hung
 }
 
 // where is the line that asked for the subscription.
