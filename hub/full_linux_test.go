@@ -8,13 +8,13 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/tidings-go/tidings"
+	"github.com/tidings-go/tidings/internal/testkit"
 )
 
 // envFull is the directory on which the test process mounts a small disk.
@@ -24,20 +24,7 @@ func init() { processes[envFull] = fullProcess }
 
 // The disk is real, 24 MiB large and in namespaces of its own, which the test needs.
 func TestFullDisk(t *testing.T) {
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), envFull+"="+t.TempDir())
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-	}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Errorf("%v (it needs a kernel that lets this user make namespaces)\n%s", err, out)
-	}
-	if !strings.Contains(string(out), "everything was as it should be") {
-		t.Errorf("it says\n%s", out)
-	}
+	testkit.InNamespaces(t, envFull)
 }
 
 // fullProcess fills the disk below a hub, makes room again, and counts.
@@ -64,7 +51,7 @@ func fullProcess(dir string) error {
 	if _, err := h.Stop(ctx); err != nil {
 		return err
 	}
-	fmt.Println("everything was as it should be")
+	fmt.Println(testkit.Alone)
 	return nil
 }
 
