@@ -45,6 +45,9 @@ type (
 	}
 )
 
+// errMoved: the answer is about a connection that is no more.
+var errMoved = errors.New("connected anew meanwhile")
+
 // errUntold: the server does not answer that.
 var errUntold = errors.New("the server does not tell")
 
@@ -111,7 +114,10 @@ func (c *conn) checkInterest(ctx context.Context) (theirs []interested, total in
 		ours[m] = m.listens()
 	}
 	theirs, total, err = c.askInterest(ctx)
-	if err != nil || c.dials.Load() != dials {
+	if err == nil && c.dials.Load() != dials {
+		err = errMoved
+	}
+	if err != nil {
 		return nil, total, err
 	}
 	for m, subs := range ours {
