@@ -3,6 +3,7 @@ package natsbus
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -16,7 +17,12 @@ func Connect(ctx context.Context, url, name string) (*nats.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	auth, err := (&credentials{a: addr, complain: func(error) {}}).options()
+	return addr.once(ctx, strings.Join(addr.servers, ","), nats.Name(name))
+}
+
+// once connects to one of the servers, and does not do so again.
+func (a *address) once(ctx context.Context, servers string, more ...nats.Option) (*nats.Conn, error) {
+	auth, err := (&credentials{a: a, complain: func(error) {}}).options()
 	if err != nil {
 		return nil, err
 	}
@@ -27,10 +33,10 @@ func Connect(ctx context.Context, url, name string) (*nats.Conn, error) {
 	if ctx.Err() != nil || timeout <= 0 {
 		return nil, fmt.Errorf("natsbus: connect: %w", context.Cause(ctx))
 	}
-	opts := append([]nats.Option{nats.Name(name), nats.Timeout(timeout), nats.NoReconnect()}, auth...)
-	nc, err := nats.Connect(strings.Join(addr.servers, ","), opts...)
+	opts := append([]nats.Option{nats.Timeout(timeout), nats.SetCustomDialer(&net.Dialer{Timeout: timeout}), nats.NoReconnect()}, auth...)
+	nc, err := nats.Connect(servers, append(opts, more...)...)
 	if err != nil {
-		return nil, (&conn{addr: addr}).connectError(err)
+		return nil, (&conn{addr: a}).connectError(err)
 	}
 	return nc, nil
 }

@@ -2,10 +2,7 @@ package natsbus
 
 import (
 	"context"
-	"fmt"
-	"net"
 	"slices"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -57,26 +54,9 @@ func (t *Target) Bare() string {
 // breaks is not made again. ctx bounds the attempt. Its errors say the way out, as those
 // of [Open] do.
 func (t *Target) Connect(ctx context.Context, server string, more ...nats.Option) (*nats.Conn, error) {
-	auth, err := (&credentials{a: t.addr, complain: func(error) {}}).options()
-	if err != nil {
-		return nil, err
-	}
-	timeout := dialTimeout
-	if end, ok := ctx.Deadline(); ok {
-		timeout = min(timeout, time.Until(end))
-	}
-	if ctx.Err() != nil || timeout <= 0 {
-		return nil, fmt.Errorf("natsbus: connect: %w", context.Cause(ctx))
-	}
-	opts := append([]nats.Option{nats.Timeout(timeout), nats.SetCustomDialer(&net.Dialer{Timeout: timeout}), nats.NoReconnect(),
-		nats.IgnoreDiscoveredServers()}, auth...)
-	nc, err := nats.Connect(server, append(opts, more...)...)
-	if err != nil {
-		one := *t.addr
-		one.public = server
-		return nil, (&conn{addr: &one}).connectError(err)
-	}
-	return nc, nil
+	one := *t.addr
+	one.public = server // in errors
+	return one.once(ctx, server, append([]nats.Option{nats.IgnoreDiscoveredServers()}, more...)...)
 }
 
 // DeadStream is the name of the stream that holds the dead letters; it is made when the
