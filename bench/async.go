@@ -65,8 +65,14 @@ func ourAsync() candidate {
 
 // rawAsync is nats.go's own window, with the ids that make a repetition safe.
 func rawAsync() candidate {
+	return asyncOf("nats.go, async", floor, func(data []byte) *nats.Msg {
+		return &nats.Msg{Subject: name, Data: data, Header: nats.Header{nats.MsgIdHdr: {nuid.Next()}}}
+	})
+}
+
+func asyncOf(name string, k kind, message func(data []byte) *nats.Msg) candidate {
 	data := []byte(`"` + stored128 + `"`)
-	return candidate{"nats.go, async", floor, func() (*rig, error) {
+	return candidate{name, k, func() (*rig, error) {
 		p, err := openPublisher(false)
 		if err != nil {
 			return nil, err
@@ -78,7 +84,7 @@ func rawAsync() candidate {
 		}
 		return &rig{op: func(n int) error {
 			for range n {
-				if _, err := js.PublishAsync(name, data, jetstream.WithMsgID(nuid.Next())); err != nil {
+				if _, err := js.PublishMsgAsync(message(data)); err != nil {
 					return err
 				}
 			}

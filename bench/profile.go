@@ -38,7 +38,11 @@ func (r row) profile(c candidate, w io.Writer) (err error) {
 	if g.close != nil {
 		defer func() { err = errors.Join(err, g.close()) }()
 	}
-	n, err := calibrate(g, 50*time.Millisecond, 0)
+	var fixed int
+	if r.effort != nil {
+		fixed = r.effort.fixed
+	}
+	n, err := calibrate(g, 50*time.Millisecond, fixed)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -116,12 +118,60 @@ func ourPublish(sync bool, callers int) candidate {
 func rawEvent(sync bool, callers int) candidate {
 	data := []byte(`"` + stored128 + `"`)
 	return waiting("nats.go, single, as an event", beside, sync, callers, func(ctx context.Context, p *publisher) error {
-		id := nuid.Next()
-		m := &nats.Msg{Subject: name, Data: data, Header: nats.Header{"ce-specversion": {"1.0"}, "ce-id": {id}, "ce-source": {"//bench/host-1"}, "ce-type": {name},
-			"ce-time": {time.Now().UTC().Format(time.RFC3339Nano)}, "Content-Type": {"application/json"}}}
-		_, err := p.js.PublishMsg(ctx, m, jetstream.WithMsgID(id))
+		m := eventMsg(data)
+		_, err := p.js.PublishMsg(ctx, m)
 		return err
 	})
+}
+
+func eventMsg(data []byte) *nats.Msg {
+	id := nuid.Next()
+	return &nats.Msg{Subject: name, Data: data, Header: nats.Header{"ce-specversion": {"1.0"}, "ce-id": {id}, "ce-source": {"//bench/host-1"}, "ce-type": {name},
+		"ce-time": {time.Now().UTC().Format(time.RFC3339Nano)}, "Content-Type": {"application/json"}, nats.MsgIdHdr: {id}}}
+}
+
+// rawBatches is nats.go's with atomic batches of so many events, one after the other, by one
+// caller who has them all at hand: what callers who share a batch cannot be faster than.
+func rawBatches(sync bool, size int) candidate {
+	data := []byte(`"` + stored128 + `"`)
+	batch := func(ctx context.Context, p *publisher, n int) error {
+		id := nuid.Next()
+		for i := range n {
+			m := eventMsg(data)
+			m.Header["Nats-Batch-Id"], m.Header["Nats-Batch-Sequence"] = []string{id}, []string{strconv.Itoa(i + 1)}
+			if i == n-1 {
+				m.Header["Nats-Batch-Commit"] = []string{"1"}
+				a, err := p.nc.RequestMsgWithContext(ctx, m)
+				if err != nil {
+					return err
+				}
+				if !strings.Contains(string(a.Data), `"count":`+strconv.Itoa(n)) {
+					return fmt.Errorf("the stream answered %s", a.Data)
+				}
+				return nil
+			}
+			if err := p.nc.PublishMsg(m); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return candidate{"nats.go, batches, as an event", beside, func() (*rig, error) {
+		p, err := openPublisher(sync)
+		if err != nil {
+			return nil, err
+		}
+		return &rig{op: func(n int) error {
+			ctx, cancel := context.WithTimeout(context.Background(), consumeLimit)
+			defer cancel()
+			for ; n > 0; n -= size {
+				if err := batch(ctx, p, min(n, size)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, close: p.close}, nil
+	}}
 }
 
 // rawPublish is nats.go's, of as many bytes of payload, with the id that makes a

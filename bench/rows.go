@@ -52,13 +52,13 @@ func rows(e effort) []row {
 		id := "p1" + string(rune('a'+i))
 		all = append(all,
 			row{id: id, name: fmt.Sprintf("durable publish, each synced, %d waiting", callers), cpu: 2, effort: publishEffort(e, callers),
-				goal: goal{floor: []float64{1, 1, 1, 0.5, 1. / 6, 1. / 12}[i]}, candidates: []candidate{ourPublish(true, callers), rawPublish(true, callers), rawEvent(true, callers)}},
+				goal: goal{floor: []float64{1, 1, 1, 0.5, 1. / 6, 1. / 12}[i]}, candidates: []candidate{ourPublish(true, callers), rawPublish(true, callers), rawEvent(true, callers), rawBatches(true, min(callers, 1000))}},
 			row{id: id + "n", name: fmt.Sprintf("durable publish, not synced, %d waiting", callers), cpu: 2, effort: publishEffort(e, callers),
 				candidates: []candidate{ourPublish(false, callers), rawPublish(false, callers)}})
 	}
 	all = append(all,
 		row{id: "p2", name: fmt.Sprintf("durable publish, not synced, window of %d", window), cpu: 2, effort: publishEffort(e, 1000),
-			goal: goal{floor: 1.25}, candidates: []candidate{ourAsync(), rawAsync()}},
+			goal: goal{floor: 1.25}, candidates: []candidate{ourAsync(), rawAsync(), asyncOf("nats.go, async, as an event", beside, eventMsg)}},
 		row{id: "p3", name: "durable publish, synced to the spool, 64 waiting", cpu: 2, effort: publishEffort(e, 1000),
 			goal: goal{floor: 1. / 15}, candidates: []candidate{ourSpooled(64), rawPublish(true, 64)}},
 		row{id: "p4", name: "durable publish, each synced, 64 waiting, and a peer", cpu: 2, effort: publishEffort(e, 64),
