@@ -71,11 +71,12 @@ func (o *outbox) fits(it *item) bool {
 }
 
 func (b *batch) write() bool {
+	id := []string{b.id}
 	for i, it := range b.items {
 		it.batch = b
 		b.box.mark(it)
 		h := it.msg.Header
-		h[hBatch], h[hBatchPlace] = []string{b.id}, []string{strconv.Itoa(i + 1)}
+		h[hBatch], h[hBatchPlace] = id, []string{strconv.Itoa(i + 1)}
 		it.msg.Reply = ""
 		if i == len(b.items)-1 {
 			h[hBatchCommit] = []string{"1"}
@@ -164,7 +165,7 @@ func (b *batch) stored(a answer, now time.Time) {
 	o.answered(now)
 	if o.batch == b {
 		o.batch = nil
-		o.pace.batched(len(b.items), now.Sub(b.at), now)
+		o.pace.batched(len(b.items), len(o.fresh), now.Sub(b.at), now)
 	}
 	for i, it := range b.items {
 		if it.state.Load() == spooledState {

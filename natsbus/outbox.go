@@ -86,11 +86,12 @@ func (o *outbox) writeFresh(now time.Time) time.Duration {
 	case o.nextDoubtful(now):
 		return ackPatience / 4 // what is on its way is answered first: it is in no such doubt
 	}
-	if waiting := len(o.fresh) + len(o.unacked); o.batches && len(o.fresh) > 0 && o.pace.batch(waiting, now) {
-		if len(o.unacked) > 0 {
+	expected, d := o.pace.gather(len(o.fresh)+len(o.unacked), now)
+	if o.batches && len(o.fresh) > 0 && o.pace.batch(expected, now) {
+		switch {
+		case len(o.unacked) > 0:
 			return ackPatience / 4 // it goes alone
-		}
-		if d := o.pace.gather(waiting, now); d > 0 {
+		case d > 0:
 			return d
 		}
 		if o.writeBatch(now) {

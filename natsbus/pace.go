@@ -7,13 +7,14 @@ import (
 
 // When a batch may be worth its cost.
 const (
-	batchFrom   = 32 // waiting events; with fewer it was never measured to win
-	paceRun     = 32 // single events of one measurement
+	batchFrom   = 32                    // waiting events; with fewer it was never measured to win
+	paceRun     = 32                    // single events of one measurement, at least,
+	paceSpan    = 10 * time.Millisecond // and its time: answers are read in bursts
 	paceTrust   = 30 * time.Second
 	paceRefused = time.Second
 	paceFirst   = time.Second // until a batch that was slower is tried again, and then twice as long
 	paceLast    = time.Minute
-	gatherMost  = 2 * time.Millisecond
+	gatherMost  = time.Millisecond
 )
 
 // A pace is what storing events has cost of late, singly and in batches of several
@@ -21,9 +22,10 @@ const (
 // each event, on what disk, and over which network decides that, and none of these
 // can be asked for. The zero pace knows nothing, and begins with single ones.
 type pace struct {
-	each   time.Duration // of single ones, with many on the way; 0: not known
-	eachAt time.Time     // when that was measured
-	start  time.Time     // of the run that is being measured
+	each   time.Duration    // of single ones, with many on the way; 0: not known
+	eachAt time.Time        // when that was measured
+	runs   [3]time.Duration // the last of which it is the median: some run may be the first, or have met a burst of answers
+	start  time.Time        // of the run that is being measured
 	run    int
 
 	batches [16]time.Duration // for one event, by the power of two of the batch's size; 0: not known
@@ -31,7 +33,9 @@ type pace struct {
 	pause   time.Duration
 	closed  time.Time // until then no batch
 
-	lastN    int // of the last batch
+	full     int // as many waited when the last batch was stored, with its own
+	came     int // of those, have published again, and when the last did
+	cameAt   time.Time
 	lastTook time.Duration
 	lastAt   time.Time
 }
@@ -44,6 +48,10 @@ func mix(old, new time.Duration) time.Duration {
 	return old + (new-old)/4
 }
 
+func median(d [3]time.Duration) time.Duration {
+	return max(min(d[0], d[1]), min(max(d[0], d[1]), d[2]))
+}
+
 // begin says that the first of a run of single events was written.
 func (p *pace) begin(now time.Time) { p.start, p.run = now, 0 }
 
@@ -54,23 +62,26 @@ func (p *pace) single(waiting int, now time.Time) {
 		p.begin(now)
 		return
 	}
-	if p.run++; p.run == paceRun {
-		if p.each != 0 && now.Sub(p.eachAt) > paceTrust {
-			p.each = 0
+	if p.run++; p.run >= paceRun && now.Sub(p.start) >= paceSpan {
+		if now.Sub(p.eachAt) > paceTrust {
+			p.runs = [len(p.runs)]time.Duration{}
 		}
-		p.each, p.eachAt = mix(p.each, now.Sub(p.start)/paceRun), now
+		p.runs = [len(p.runs)]time.Duration{now.Sub(p.start) / time.Duration(p.run), p.runs[0], p.runs[1]}
+		p.eachAt = now
+		p.each = median(p.runs) // 0 until there are enough
 		p.begin(now)
 	}
 }
 
-// batched says that a batch of n was stored in d.
-func (p *pace) batched(n int, d time.Duration, now time.Time) {
+// batched says that a batch of n was stored in d, and how many wait still.
+func (p *pace) batched(n, waiting int, d time.Duration, now time.Time) {
 	b := &p.batches[size(n)]
 	if now.Sub(p.lastAt) > paceFirst {
 		*b = 0 // long ago: else a server that has become faster is found out too slowly
 	}
 	*b = mix(*b, d/time.Duration(n))
-	p.lastN, p.lastTook, p.lastAt = n, d, now
+	p.full, p.lastTook, p.lastAt = min(n+waiting, batchMost), d, now
+	p.came, p.cameAt = waiting, now
 }
 
 // refused says that a batch was not taken.
@@ -110,11 +121,17 @@ func (p *pace) cost(n int) time.Duration {
 	return 0
 }
 
-// gather is how long to wait until those whose events the last batch had stored have
-// published their next: else the first of them makes a batch of its own.
-func (p *pace) gather(waiting int, now time.Time) time.Duration {
-	if waiting >= p.lastN-p.lastN/16 {
-		return 0
+// gather is how many will wait once those whose events the last batch had stored have
+// published their next, and how long to wait for the next of them: else the first make a
+// batch of their own, or go singly, and the rest does so after them, for good. It ends
+// when nobody came for a while, or after a third of what the batch took.
+func (p *pace) gather(waiting int, now time.Time) (expected int, d time.Duration) {
+	if waiting > p.came {
+		p.came, p.cameAt = waiting, now
 	}
-	return min(p.lastTook/8, gatherMost) - now.Sub(p.lastAt)
+	d = min(p.cameAt.Add(min(p.lastTook/8, gatherMost)).Sub(now), p.lastAt.Add(p.lastTook/3).Sub(now))
+	if d <= 0 || waiting >= p.full-p.full/16 {
+		return waiting, 0
+	}
+	return p.full, d
 }

@@ -20,7 +20,7 @@ func (p *pace) store(c costs, callers, events int, now *time.Time) time.Duration
 	for events > 0 {
 		if p.batch(callers, *now) {
 			n := min(callers, batchMost)
-			p.batched(n, c.batch(n), now.Add(c.batch(n)))
+			p.batched(n, callers-n, c.batch(n), now.Add(c.batch(n)))
 			*now = now.Add(c.batch(n))
 			events -= n
 			singly = false
@@ -65,7 +65,7 @@ func TestPaceFindsTheFaster(t *testing.T) {
 			}
 			// Every half minute some single events are measured, and every minute at least
 			// one batch: each may be slower.
-			slack := (took/paceTrust + 2) * (paceRun*c.each + c.batch(n))
+			slack := (took/paceTrust + 2) * (time.Duration(len(p.runs))*max(paceRun*c.each, paceSpan+c.each) + c.batch(n))
 			if limit := best + best/10 + slack; took > limit {
 				t.Fatalf("%d callers, %+v: %v for %d events; the better way takes %v, and %v are allowed", callers, c, took, events, best, limit)
 			}
@@ -76,26 +76,57 @@ func TestPaceFindsTheFaster(t *testing.T) {
 	})
 }
 
-// Few never wait for others, and after a batch those that it has stored are waited
-// for, briefly.
+// The first batch waits for nobody. After one, those that it has stored are waited for, as
+// long as they keep coming and it takes little beside the next one.
 func TestPaceGathers(t *testing.T) {
 	var p pace
 	now := time.Unix(1, 0)
-	if d := p.gather(40, now); d > 0 {
-		t.Errorf("the first batch waits %v", d)
+	expect := func(waiting, want int, wait time.Duration) {
+		t.Helper()
+		if n, d := p.gather(waiting, now); n != want || d != wait {
+			t.Errorf("%d wait: %d are expected within %v; want %d within %v", waiting, n, d, want, wait)
+		}
 	}
-	p.batched(64, 8*time.Millisecond, now)
-	if d := p.gather(40, now); d != time.Millisecond {
-		t.Errorf("40 of 64 wait %v for the rest; want an eighth of what the batch took", d)
+	expect(40, 40, 0)
+
+	p.batched(50, 14, 8*time.Millisecond, now) // 64 callers
+	expect(14, 64, time.Millisecond)
+	now = now.Add(900 * time.Microsecond)
+	expect(14, 64, 100*time.Microsecond)
+	expect(20, 64, time.Millisecond)
+	now = now.Add(900 * time.Microsecond)
+	expect(30, 64, 8*time.Millisecond/3-1800*time.Microsecond) // a third of what the batch took
+	expect(60, 60, 0)                                          // all but a few are here
+	now = now.Add(time.Millisecond)
+	expect(61, 61, 0)
+
+	p.batched(64, 0, 8*time.Millisecond, now)
+	now = now.Add(time.Millisecond)
+	expect(0, 0, 0) // nobody comes
+
+	p.batched(1000, 200, time.Second, now)
+	expect(200, batchMost, gatherMost)
+}
+
+// The answers of a server are read in bursts, and the first of its life are slow: neither
+// is what it can do.
+func TestPaceMeasuresSingleEvents(t *testing.T) {
+	var p pace
+	now := time.Unix(1, 0)
+	run := func(n int, d time.Duration) {
+		for range n {
+			now = now.Add(d)
+			p.single(64, now)
+		}
 	}
-	if d := p.gather(62, now); d > 0 {
-		t.Errorf("62 of 64 wait %v", d)
+	p.begin(now)
+	run(paceRun, 10*time.Millisecond) // the first
+	if p.each != 0 {
+		t.Errorf("%v after one run", p.each)
 	}
-	if d := p.gather(40, now.Add(time.Millisecond)); d > 0 {
-		t.Errorf("they wait another %v", d)
-	}
-	p.batched(64, time.Second, now)
-	if d := p.gather(40, now); d != gatherMost {
-		t.Errorf("40 of 64 wait %v; want %v at most", d, gatherMost)
+	run(1000, time.Microsecond) // a burst
+	run(3*paceRun*2, 200*time.Microsecond)
+	if p.each != 200*time.Microsecond {
+		t.Errorf("%v; want 200µs", p.each)
 	}
 }
