@@ -12,10 +12,23 @@ const upperHex = "0123456789ABCDEF"
 // is outside U+0021 to U+007E, as the bytes of UTF-8.
 // What is no UTF-8 could not be read back: it is replaced.
 func pct(s string) string {
+	if isPlain(s) {
+		return s
+	}
 	if !utf8.ValidString(s) {
 		s = strings.ToValidUTF8(s, "\uFFFD")
 	}
 	return escape(s, func(c byte) bool { return c == '"' || c == '%' })
+}
+
+// isPlain reports whether nothing of a value needs encoding: ids, names and times.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c > '~' || c == '"' || c == '%' {
+			return false
+		}
+	}
+	return true
 }
 
 // pctKey encodes the name of a header: it may hold neither a colon nor an upper

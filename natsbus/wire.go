@@ -98,70 +98,93 @@ func (f form) encode(subj string, m *adapter.Message, c adapter.Class) *nats.Msg
 // write is encode into an empty message; an envelope goes into buf if it has room.
 func (f form) write(msg *nats.Msg, buf []byte, subj string, m *adapter.Message, c adapter.Class) {
 	msg.Subject = subj
+	var h headers
 	if f == binary {
-		msg.Header, msg.Data = attributes(m), m.Data
+		h.attributes(m)
+		msg.Data = m.Data
 	} else {
 		if n := sizeHint(m); cap(buf) < n {
 			buf = make([]byte, 0, n)
 		}
 		msg.Data = appendEnvelope(buf[:0], m)
 	}
-	set := func(k, v string) {
-		if msg.Header == nil {
-			msg.Header = make(nats.Header, 2+len(m.Header))
-		}
-		msg.Header[k] = []string{v}
-	}
 	for k, v := range m.Header {
 		if plainHeaders[k] {
-			set(k, pct(v))
+			h.set(k, pct(v))
 		} else if _, ok := extension(k); !ok {
-			set(hUser+pctKey(k), pct(v))
+			h.set(hUser+pctKey(k), pct(v))
 		}
 	}
 	if c == adapter.Durable {
-		set(nats.MsgIdHdr, pct(m.ID))
+		h.set(nats.MsgIdHdr, pct(m.ID))
 	}
-	if f == structured && msg.Header != nil {
-		set(hMode, typeCEJS)
+	if f == structured && h.m != nil {
+		h.set(hMode, typeCEJS)
+	}
+	msg.Header = h.m
+}
+
+// headers are those of a message in the making. All values lie in one slice, since one
+// each would be half of what publishing an event allocates.
+type headers struct {
+	m      nats.Header
+	values []string
+}
+
+// room makes room for so many.
+func (h *headers) room(n int) { h.m, h.values = make(nats.Header, n), make([]string, 0, n) }
+
+func (h *headers) set(k, v string) {
+	if h.m == nil {
+		h.room(2)
+	}
+	h.values = append(h.values, v)
+	n := len(h.values)
+	h.m[k] = h.values[n-1 : n : n]
+}
+
+// add is set for a name that may have values already.
+func (h *headers) add(k, v string) {
+	old := h.m[k]
+	h.set(k, v)
+	if old != nil {
+		h.m[k] = append(old, v)
 	}
 }
 
-// attributes are the headers of the binary form.
-func attributes(m *adapter.Message) nats.Header {
-	h := make(nats.Header, 8+len(m.Header))
-	set := func(k, v string) { h[k] = []string{v} }
-	set(hSpec, "1.0")
-	set(hID, pct(m.ID))
-	set(hSource, pct(m.Source))
-	set(hType, pct(m.Topic))
+// attributes sets the headers of the binary form.
+func (h *headers) attributes(m *adapter.Message) {
+	h.room(8 + len(m.Header))
+	h.set(hSpec, "1.0")
+	h.set(hID, pct(m.ID))
+	h.set(hSource, pct(m.Source))
+	h.set(hType, pct(m.Topic))
 	if !m.Time.IsZero() {
-		set(hTime, m.Time.UTC().Format(time.RFC3339Nano))
+		h.set(hTime, m.Time.UTC().Format(time.RFC3339Nano))
 	}
 	if m.ContentType != "" {
-		set(hContent, pct(m.ContentType))
+		h.set(hContent, pct(m.ContentType))
 	}
 	if m.Instrumented || m.Duration != 0 { // says that it is instrumented, too: another header would be dear
-		set(hDuration, pct(m.Duration.String()))
+		h.set(hDuration, pct(m.Duration.String()))
 	}
 	if m.Err != "" {
-		set(hError, pct(m.Err))
+		h.set(hError, pct(m.Err))
 	}
 	if !m.NotBefore.IsZero() {
-		set(hDue, m.NotBefore.UTC().Format(time.RFC3339Nano))
+		h.set(hDue, m.NotBefore.UTC().Format(time.RFC3339Nano))
 	}
 	if !m.Expires.IsZero() {
-		set(hExpires, m.Expires.UTC().Format(time.RFC3339Nano))
+		h.set(hExpires, m.Expires.UTC().Format(time.RFC3339Nano))
 	}
 	if len(m.Served) > 0 {
-		set(hServed, joinServed(m.Served))
+		h.set(hServed, joinServed(m.Served))
 	}
 	for k, v := range m.Header {
 		if _, ok := extension(k); ok {
-			set(k, pct(v))
+			h.set(k, pct(v))
 		}
 	}
-	return h
 }
 
 // decode reads a message in any form. With an error the message still holds the
