@@ -1,82 +1,14 @@
 package natsbus
 
 import (
-	bin "encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
-	"time"
-
-	"github.com/nats-io/nats.go"
 
 	"github.com/tidings-go/tidings/adapter"
 	"github.com/tidings-go/tidings/internal/spool"
 )
-
-// A spoolRecord is an event as it lies in a spool: this in JSON, then its payload.
-type spoolRecord struct {
-	Subject string      `json:"subject"`
-	Topic   string      `json:"topic"`
-	Header  nats.Header `json:"header"`
-	Doubt   *doubt      `json:"doubt,omitempty"`
-}
-
-// doubt is what was known of an event that was written before it was spooled.
-type doubt struct {
-	Since   time.Time `json:"since"` // when it was written first
-	After   uint64    `json:"after"`
-	Certain bool      `json:"certain"`
-}
-
-func encodeRecord(it *item) ([]byte, error) {
-	r := spoolRecord{Subject: it.msg.Subject, Topic: it.topic, Header: it.msg.Header}
-	if it.batch != nil {
-		it.dissolve()
-	}
-	if !it.first.IsZero() {
-		r.Doubt = &doubt{Since: it.first.Round(0), After: it.after, Certain: it.certain}
-	}
-	meta, err := json.Marshal(&r)
-	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, 0, bin.MaxVarintLen32+len(meta)+len(it.msg.Data))
-	b = bin.AppendUvarint(b, uint64(len(meta)))
-	return append(append(b, meta...), it.msg.Data...), nil
-}
-
-// decodeRecord makes an item of a record, and says whether it was in doubt. It keeps b.
-func decodeRecord(b []byte) (*item, *doubt, error) {
-	n, w := bin.Uvarint(b)
-	if w <= 0 || n > uint64(len(b)-w) {
-		return nil, nil, errors.New("the record has no head")
-	}
-	var r spoolRecord
-	if err := json.Unmarshal(b[w:w+int(n)], &r); err != nil {
-		return nil, nil, fmt.Errorf("the record's head: %w", err)
-	}
-	if r.Subject == "" || len(r.Header[nats.MsgIdHdr]) != 1 {
-		return nil, nil, errors.New("the record's head has no subject or no id")
-	}
-	msg := &nats.Msg{Subject: r.Subject, Header: r.Header, Data: b[w+int(n):]}
-	it := &item{msg: msg, topic: r.Topic, class: adapter.Durable, size: wireSize(msg), forwarded: true}
-	if d := r.Doubt; d != nil {
-		it.first, it.after, it.certain, it.lost = longAgo(d.Since), d.After, d.Certain, true
-	}
-	return it, r.Doubt, nil
-}
-
-// longAgo is a time that another process, or another clock, has noted. One that is not
-// past says that the clock was set: then it was long ago.
-func longAgo(t time.Time) time.Time {
-	now := time.Now()
-	if age := now.Round(0).Sub(t); age >= 0 {
-		return now.Add(-age)
-	}
-	return now.Add(-24 * time.Hour)
-}
 
 // spooling is what a connection keeps in its own spool: with the broker away all
 // durable events, and at any time those of routes with Ack: Spool. As long as anything
@@ -120,16 +52,7 @@ func (s *spooling) begin() {
 // take gives an item to the spool, which is counted already. The writer's mu is held.
 func (s *spooling) take(it *item) {
 	it.state.Store(spooledState)
-	b, err := encodeRecord(it)
-	if err != nil {
-		if it.reserved {
-			s.w.keep.n--
-			s.w.keep.bytes -= it.size
-		}
-		s.stored(it, 0, err)
-		return
-	}
-	s.sp.Append(b, func(n uint64, err error) {
+	s.sp.Append(encodeRecord(it), func(n uint64, err error) {
 		stopAt("stored")
 		// Of a spool that is closed Append itself says so, and the writer's mu is held.
 		if it.reserved && !errors.Is(err, spool.ErrClosed) && s.w.release(&s.w.keep, []*item{it}) {
