@@ -165,7 +165,7 @@ func (b *batch) stored(a answer, now time.Time) {
 	o.answered(now)
 	if o.batch == b {
 		o.batch = nil
-		o.pace.batched(len(b.items), len(o.fresh), now.Sub(b.at), now)
+		o.pace.batched(len(b.items), len(o.fresh), b.at, now)
 	}
 	for i, it := range b.items {
 		if it.state.Load() == spooledState {

@@ -116,7 +116,7 @@ func (o *outbox) writeSingly(now time.Time) bool {
 		if it.state.CompareAndSwap(queued, written) {
 			if len(o.unacked) == 0 {
 				o.heard = now
-				o.pace.begin(now)
+				o.pace.begin()
 			}
 			o.unacked = append(o.unacked, it)
 			if !o.write(it) {

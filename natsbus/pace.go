@@ -7,12 +7,14 @@ import (
 
 // When a batch may be worth its cost.
 const (
-	batchFrom   = 32                    // waiting events; with fewer it was never measured to win
-	paceRun     = 32                    // single events of one measurement, at least,
-	paceSpan    = 10 * time.Millisecond // and its time: answers are read in bursts
-	paceTrust   = 30 * time.Second
+	batchFrom   = 32                     // waiting events; with fewer it was never measured to win
+	paceRun     = 32                     // single events of one measurement, at least
+	paceSpan    = 10 * time.Millisecond  // its time, at least
+	paceLong    = 100 * time.Millisecond // of this time one is enough, else it takes three
+	paceEnough  = time.Second            // and then it ends before all that waited are answered
+	paceTrust   = 30 * time.Second       // what single ones cost is measured again, at the latest
 	paceRefused = time.Second
-	paceFirst   = time.Second // until a batch that was slower is tried again, and then twice as long
+	paceFirst   = time.Second // until the slower way is tried again, and then twice as long
 	paceLast    = time.Minute
 	gatherMost  = time.Millisecond
 )
@@ -24,11 +26,14 @@ const (
 type pace struct {
 	each   time.Duration    // of single ones, with many on the way; 0: not known
 	eachAt time.Time        // when that was measured
+	trust  time.Duration    // so long it is believed
 	runs   [3]time.Duration // the last of which it is the median: some run may be the first, or have met a burst of answers
-	start  time.Time        // of the run that is being measured
-	run    int
+	start  time.Time        // of the run that is being measured; zero: it has not begun
+	run    int              // so many of it are answered
+	round  int              // and so many waited when it began
 
 	batches [16]time.Duration // for one event, by the power of two of the batch's size; 0: not known
+	back    time.Duration     // of it, for coming back
 	tryAt   time.Time         // until then what was slower is not tried again
 	pause   time.Duration
 	closed  time.Time // until then no batch
@@ -36,6 +41,7 @@ type pace struct {
 	full     int // as many waited when the last batch was stored, with its own
 	came     int // of those, have published again, and when the last did
 	cameAt   time.Time
+	follows  bool // nothing went singly since the last batch
 	lastTook time.Duration
 	lastAt   time.Time
 }
@@ -48,39 +54,66 @@ func mix(old, new time.Duration) time.Duration {
 	return old + (new-old)/4
 }
 
-func median(d [3]time.Duration) time.Duration {
-	return max(min(d[0], d[1]), min(max(d[0], d[1]), d[2]))
-}
-
-// begin says that the first of a run of single events was written.
-func (p *pace) begin(now time.Time) { p.start, p.run = now, 0 }
+// begin says that the first of a run of single events was written. Its time counts from
+// the first answer on: many may be written before that. It ends when all who waited were
+// answered: a server sends the answers to what it has read at once together, and whom they
+// have woken publish again, and all of that is written before the next are looked at.
+func (p *pace) begin() { p.start = time.Time{} }
 
 // single says that one was acknowledged, and how many wait still. Only runs with many
 // on the way measure what a server can do.
 func (p *pace) single(waiting int, now time.Time) {
-	if waiting < batchFrom/2 {
-		p.begin(now)
+	p.follows = false
+	switch {
+	case waiting < batchFrom/2:
+		p.begin()
+		return
+	case p.start.IsZero():
+		p.start, p.run, p.round = now, 0, waiting
 		return
 	}
-	if p.run++; p.run >= paceRun && now.Sub(p.start) >= paceSpan {
-		if now.Sub(p.eachAt) > paceTrust {
-			p.runs = [len(p.runs)]time.Duration{}
-		}
-		p.runs = [len(p.runs)]time.Duration{now.Sub(p.start) / time.Duration(p.run), p.runs[0], p.runs[1]}
-		p.eachAt = now
-		p.each = median(p.runs) // 0 until there are enough
-		p.begin(now)
+	took := now.Sub(p.start)
+	if p.run++; p.run < paceRun || took < paceSpan || p.run < p.round && took < paceEnough {
+		return
 	}
+	each, age := took/time.Duration(p.run), now.Sub(p.eachAt)
+	if age > p.trust {
+		p.trust = min(max(2*p.trust, paceFirst), paceTrust)
+	}
+	switch {
+	case took >= paceLong:
+		p.runs = [...]time.Duration{each, each, each}
+	case age > paceTrust:
+		p.runs = [...]time.Duration{each, 0, 0}
+	default:
+		p.runs = [...]time.Duration{each, p.runs[0], p.runs[1]}
+	}
+	p.each, p.eachAt = median(p.runs), now
+	p.start, p.run, p.round = now, 0, waiting
 }
 
-// batched says that a batch of n was stored in d, and how many wait still.
-func (p *pace) batched(n, waiting int, d time.Duration, now time.Time) {
-	b := &p.batches[size(n)]
+// median is 0 until there are three.
+func median(d [3]time.Duration) time.Duration {
+	if d[2] == 0 {
+		return 0
+	}
+	return max(min(d[0], d[1]), min(max(d[0], d[1]), d[2]))
+}
+
+// batched says that a batch of n, begun at a time, was stored, and how many wait still.
+// It has cost what it took, and what those take to come back that the one before has
+// woken: as it was when one followed the other.
+func (p *pace) batched(n, waiting int, at, now time.Time) {
+	b, took := &p.batches[size(n)], now.Sub(at)
+	if gap := at.Sub(p.lastAt); p.follows && gap < p.lastTook/2 {
+		p.back = mix(p.back, gap/time.Duration(n))
+	}
 	if now.Sub(p.lastAt) > paceFirst {
 		*b = 0 // long ago: else a server that has become faster is found out too slowly
 	}
-	*b = mix(*b, d/time.Duration(n))
-	p.full, p.lastTook, p.lastAt = min(n+waiting, batchMost), d, now
+	*b = mix(*b, took/time.Duration(n)+p.back)
+	p.follows = true
+	p.full, p.lastTook, p.lastAt = min(n+waiting, batchMost), took, now
 	p.came, p.cameAt = waiting, now
 }
 
@@ -94,7 +127,7 @@ func (p *pace) batch(waiting int, now time.Time) bool {
 	if waiting < batchFrom || now.Before(p.closed) {
 		return false
 	}
-	if p.each == 0 || now.Sub(p.eachAt) > paceTrust {
+	if p.each == 0 || now.Sub(p.eachAt) > p.trust {
 		return false // single ones are measured, again
 	}
 	cost := p.cost(min(waiting, batchMost))
@@ -102,6 +135,7 @@ func (p *pace) batch(waiting int, now time.Time) bool {
 		p.pause = 0
 		return true
 	}
+	p.trust = paceFirst
 	if now.Before(p.tryAt) {
 		return false
 	}

@@ -20,14 +20,14 @@ func (p *pace) store(c costs, callers, events int, now *time.Time) time.Duration
 	for events > 0 {
 		if p.batch(callers, *now) {
 			n := min(callers, batchMost)
-			p.batched(n, callers-n, c.batch(n), now.Add(c.batch(n)))
+			p.batched(n, callers-n, *now, now.Add(c.batch(n)))
 			*now = now.Add(c.batch(n))
 			events -= n
 			singly = false
 			continue
 		}
 		if !singly {
-			p.begin(*now)
+			p.begin()
 		}
 		singly = true
 		*now = now.Add(c.each)
@@ -63,9 +63,9 @@ func TestPaceFindsTheFaster(t *testing.T) {
 			if callers >= batchFrom {
 				best = min(best, events*c.batch(n)/time.Duration(n))
 			}
-			// Every half minute some single events are measured, and every minute at least
-			// one batch: each may be slower.
-			slack := (took/paceTrust + 2) * (time.Duration(len(p.runs))*max(paceRun*c.each, paceSpan+c.each) + c.batch(n))
+			// After one second, two, four and so on some single events are measured, and a
+			// batch: each may be slower.
+			slack := (took/paceTrust + 6) * (3*max(time.Duration(callers+1)*c.each, paceSpan+c.each) + c.batch(n))
 			if limit := best + best/10 + slack; took > limit {
 				t.Fatalf("%d callers, %+v: %v for %d events; the better way takes %v, and %v are allowed", callers, c, took, events, best, limit)
 			}
@@ -74,6 +74,20 @@ func TestPaceFindsTheFaster(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What a cold process or server has cost singly is not believed for long.
+func TestPaceForgetsASlowStart(t *testing.T) {
+	var p pace
+	now := time.Unix(1, 0)
+	cold := costs{each: 100 * time.Microsecond, fixed: 4 * time.Millisecond, more: 20 * time.Microsecond}
+	p.store(cold, 1024, 2000, &now)
+	warm := cold
+	warm.each = 10 * time.Microsecond
+	const events = 500_000
+	if took, singly := p.store(warm, 1024, events, &now), events*warm.each; took > singly*3/2 {
+		t.Errorf("%v for what takes %v singly", took, singly)
+	}
 }
 
 // The first batch waits for nobody. After one, those that it has stored are waited for, as
@@ -89,7 +103,7 @@ func TestPaceGathers(t *testing.T) {
 	}
 	expect(40, 40, 0)
 
-	p.batched(50, 14, 8*time.Millisecond, now) // 64 callers
+	p.batched(50, 14, now.Add(-8*time.Millisecond), now) // 64 callers
 	expect(14, 64, time.Millisecond)
 	now = now.Add(900 * time.Microsecond)
 	expect(14, 64, 100*time.Microsecond)
@@ -100,11 +114,11 @@ func TestPaceGathers(t *testing.T) {
 	now = now.Add(time.Millisecond)
 	expect(61, 61, 0)
 
-	p.batched(64, 0, 8*time.Millisecond, now)
+	p.batched(64, 0, now.Add(-8*time.Millisecond), now)
 	now = now.Add(time.Millisecond)
 	expect(0, 0, 0) // nobody comes
 
-	p.batched(1000, 200, time.Second, now)
+	p.batched(1000, 200, now.Add(-time.Second), now)
 	expect(200, batchMost, gatherMost)
 }
 
@@ -119,7 +133,7 @@ func TestPaceMeasuresSingleEvents(t *testing.T) {
 			p.single(64, now)
 		}
 	}
-	p.begin(now)
+	p.begin()
 	run(paceRun, 10*time.Millisecond) // the first
 	if p.each != 0 {
 		t.Errorf("%v after one run", p.each)
