@@ -240,6 +240,32 @@ func TestSecretRotates(t *testing.T) {
 	}
 }
 
+// Another token is taken by a reload: who has the old one is cut off, and who reads the
+// file goes on.
+func TestTokenRotates(t *testing.T) {
+	h := mustStart(t, Options{Dir: t.TempDir()})
+	shop := run(t, h.URL(), "shop", tidings.Options{Routes: durable("order.>")})
+	old := strings.TrimSpace(mustRead(t, h.dir.tokenFile()))
+	if err := os.WriteFile(h.dir.tokenFile(), []byte("a-token-that-somebody-chose"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Until(t, patience, func() bool {
+		s := shop.Debugger().Snapshot().Transport
+		return s.Connected && s.Disconnects == 1
+	})
+	if err := shop.Publish(within(t), "order.placed", 1); err != nil {
+		t.Error(err)
+	}
+	if nc, err := nats.Connect("nats://"+h.addr, nats.Token(old)); err == nil {
+		nc.Close()
+		t.Error("the old token is let in")
+	}
+}
+
+// A configuration of nats-server is read again, too.
 func TestReloadOfConfig(t *testing.T) {
 	file := configFile(t, "port: -1; max_payload: 1000; authorization { user: u, password: p }")
 	h := mustStart(t, Options{Dir: t.TempDir(), Config: file})

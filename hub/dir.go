@@ -63,7 +63,7 @@ func (d *dir) acquire() error {
 }
 
 // prepare fills what a new directory lacks and removes what a crash left.
-func (d *dir) prepare() (err error) {
+func (d *dir) prepare() error {
 	if err := d.retract(); err != nil {
 		return err
 	}
@@ -71,10 +71,18 @@ func (d *dir) prepare() (err error) {
 	if err := os.MkdirAll(d.store(), 0o700); err != nil {
 		return fmt.Errorf("cannot make the store: %w", err)
 	}
-	d.token, err = readSecret(d.tokenFile())
+	return d.readToken()
+}
+
+// readToken reads the token. It is made when there is none.
+func (d *dir) readToken() error {
+	token, err := readSecret(d.tokenFile())
 	if errors.Is(err, fs.ErrNotExist) {
-		d.token = newSecret()
-		err = writeSecret(d.tokenFile(), d.token)
+		token = newSecret()
+		err = writeSecret(d.tokenFile(), token)
+	}
+	if err == nil {
+		d.token = token
 	}
 	return err
 }

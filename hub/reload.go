@@ -5,15 +5,18 @@ import (
 	"time"
 )
 
-// Reload reads Users and Config again and has the server go on with what they say now.
-// A user that is no longer there, or has another secret, is cut off; what else changed
-// of a user holds at once. The files of certificates need no Reload.
+// Reload reads Users, Config and the token again and has the server go on with what they
+// say now. Who has a token or a secret that holds no longer is cut off, and a user that is
+// not there any more; what else changed of a user holds at once. The files of certificates need no Reload.
 //
 // It fails when a file is wrong, or says what the server cannot change while it runs;
 // the error says which, and all is as before.
 func (h *Hub) Reload() error {
 	h.reloading.Lock()
 	defer h.reloading.Unlock()
+	if err := h.dir.readToken(); err != nil {
+		return fmt.Errorf("hub: nothing was changed: %w", err)
+	}
 	b, err := h.cfg.build(h.dir)
 	if err != nil {
 		return fmt.Errorf("hub: nothing was changed: %w", err)

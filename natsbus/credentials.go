@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -40,6 +41,9 @@ func (a *address) checkCredentials() error {
 // readSecret reads a file that nobody else may read. what is its name in the URL.
 func readSecret(what, path string) (string, error) {
 	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("natsbus: %s: %w: a hub writes it when it starts: start that (tidings hub), or correct the path in the URL", what, err)
+	}
 	if err != nil {
 		return "", fmt.Errorf("natsbus: %s: %w", what, err)
 	}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/nats-io/nats.go"
 )
@@ -52,25 +54,43 @@ func (e *entry) look(nc *nats.Conn) {
 
 // tlsError: what the other end says of a handshake has no type of its own.
 func tlsError(err error) bool {
-	return err != nil && (errors.Is(err, nats.ErrTLS) || strings.Contains(err.Error(), "tls: ") || strings.Contains(err.Error(), "x509: "))
+	return err != nil && (errors.Is(err, nats.ErrTLS) || errors.Is(err, nats.ErrSecureConnRequired) || strings.Contains(err.Error(), "tls: ") || strings.Contains(err.Error(), "x509: "))
 }
 
-// connectError says the way out.
+// connectError says what was tried, and the way out.
 func (c *conn) connectError(err error) error {
 	at := c.addr.public
 	var op *net.OpError
+	what := "connect to " + at
 	switch {
 	case refusesLogin(err):
-		return fmt.Errorf("natsbus: the server at %s refused the credentials: %s: %w", at, c.addr.wayIn(), err)
+		what = "the server at " + at + " refused the credentials"
 	case tlsError(err):
-		return fmt.Errorf("natsbus: there is no TLS with the server at %s: name the file of the CA that has signed its certificate with ca=PATH%s, and if it wants to see one of this client, with cert=PATH and key=PATH%s: %w",
-			at, now(c.addr.ca), now(c.addr.cert), err)
+		what = "there is no TLS with the server at " + at
 	case errors.Is(err, nats.ErrNoServers), errors.Is(err, nats.ErrTimeout), errors.As(err, &op):
-		return fmt.Errorf("natsbus: no NATS server answers at %s: start one (tidings hub) or correct the URL: %w", at, err)
+		what = "no NATS server answers at " + at
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("natsbus: the server at %s does not answer: %w", at, err)
+		what = "the server at " + at + " does not answer"
 	}
-	return fmt.Errorf("natsbus: connect to %s: %w", at, err)
+	return fmt.Errorf("natsbus: %s: %s: %w", what, c.addr.wayOut(err), err)
+}
+
+// wayOut is what to do about a connection that does not come.
+func (a *address) wayOut(err error) string {
+	var dns *net.DNSError
+	switch {
+	case refusesLogin(err):
+		return a.wayIn()
+	case tlsError(err):
+		return fmt.Sprintf("name the file of the CA that has signed its certificate with ca=PATH%s, the host that it is for, and if the server wants to see one of this client, cert=PATH and key=PATH%s", now(a.ca), now(a.cert))
+	case errors.As(err, &dns):
+		return "correct the host name, or the name server"
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, nats.ErrNoServers):
+		return "nothing listens there: start the broker (tidings hub), or correct the URL"
+	case errors.Is(err, nats.ErrTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, nats.ErrStaleConnection), errors.Is(err, context.DeadlineExceeded):
+		return "something listens there and does not answer: look at the broker, and at firewalls between"
+	}
+	return "look at the broker's log"
 }
 
 func now(file string) string { return " (now " + cmp.Or(file, "none") + ")" }

@@ -239,7 +239,7 @@ func Answers(a adapter.Adapter) []string {
 }
 
 // WayOut is what the log says to do about an error of the connection.
-func WayOut(err error) string { return wayOut(err) }
+func WayOut(err error) string { return (&address{}).wayOut(err) }
 
 // ReconnectDelay is how long is waited before the n-th try.
 func ReconnectDelay(loopback bool, n int) time.Duration { return reconnectDelay(loopback, n) }

@@ -207,7 +207,7 @@ func TestOutagesAreSpokenOf(t *testing.T) {
 	end()
 	srv.Change(func(o *server.Options) { o.Authorization = "another" })
 	srv.Start()
-	said("uthorization", "correct the credentials")
+	said("uthorization", "correct those in the URL")
 	if n := strings.Count(log.String(), "refused the credentials"); n != 2 { // in the log and to OnError
 		t.Errorf("the refusal was reported %d times", n)
 	}
@@ -227,12 +227,12 @@ func missesAny(s string, parts []string) bool {
 
 func TestWayOut(t *testing.T) {
 	for out, errs := range map[string][]error{
-		"correct the credentials": {nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAccountAuthExpired},
-		"?ca=FILE":                {x509.UnknownAuthorityError{}, x509.HostnameError{Certificate: &x509.Certificate{}}, nats.ErrSecureConnRequired},
-		"host name":               {&net.DNSError{Err: "no such host", Name: "hub"}},
-		"start the broker":        {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}},
-		"firewalls":               {nats.ErrTimeout, os.ErrDeadlineExceeded, nats.ErrStaleConnection},
-		"broker's log":            {io.EOF, errors.New("what else there is")},
+		"correct those in the URL": {nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAccountAuthExpired},
+		"ca=PATH":                  {x509.UnknownAuthorityError{}, x509.HostnameError{Certificate: &x509.Certificate{}}, nats.ErrSecureConnRequired},
+		"host name":                {&net.DNSError{Err: "no such host", Name: "hub"}},
+		"start the broker":         {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}},
+		"firewalls":                {nats.ErrTimeout, os.ErrDeadlineExceeded, nats.ErrStaleConnection},
+		"broker's log":             {io.EOF, errors.New("what else there is")},
 	} {
 		for _, err := range errs {
 			if got := natsbus.WayOut(fmt.Errorf("natsbus: %w", err)); !strings.Contains(got, out) {

@@ -3,12 +3,8 @@ package natsbus
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"net"
-	"os"
-	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -62,7 +58,7 @@ func (c *conn) watchOutage(ctx context.Context, said []time.Duration, changed <-
 		c.failed(c.nc.LastError()) // of a server that spoke, and went no further
 		cause := cmp.Or(c.cause(), errClosedByServer)
 		c.log.Warn("natsbus: still no connection; trying on", "url", c.addr.public, "for", time.Since(began).Round(time.Second),
-			"cause", cause, "way_out", wayOut(cause), "tries", c.dials.Load(), "buffered", c.w.buffered(), "spooled", c.spoolers.waiting())
+			"cause", cause, "way_out", c.addr.wayOut(cause), "tries", c.dials.Load(), "buffered", c.w.buffered(), "spooled", c.spoolers.waiting())
 	}
 }
 
@@ -115,28 +111,4 @@ func (c *conn) onTry(_ *nats.Conn, err error) { c.failed(err) }
 func refusesLogin(err error) bool {
 	return errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) ||
 		errors.Is(err, nats.ErrAccountAuthExpired)
-}
-
-// wayOut says what to do about a connection that does not come.
-func wayOut(err error) string {
-	var (
-		unknown x509.UnknownAuthorityError
-		host    x509.HostnameError
-		invalid x509.CertificateInvalidError
-		alert   tls.AlertError
-		dns     *net.DNSError
-	)
-	switch {
-	case refusesLogin(err):
-		return "correct the credentials in the URL or in the file that it names: files are read again at each try"
-	case errors.As(err, &unknown), errors.As(err, &host), errors.As(err, &invalid), errors.As(err, &alert), errors.Is(err, nats.ErrSecureConnRequired):
-		return "the server's certificate and the URL do not go together: name its authority with ?ca=FILE, and the host that the certificate is for"
-	case errors.As(err, &dns):
-		return "correct the host name, or the name server"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return "nothing listens there: start the broker, or correct the URL"
-	case errors.Is(err, nats.ErrTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, nats.ErrStaleConnection), errors.Is(err, context.DeadlineExceeded):
-		return "something listens there and does not answer: look at the broker, and at firewalls between"
-	}
-	return "look at the broker's log"
 }

@@ -53,7 +53,7 @@ func (e *exam) servers(ctx context.Context) {
 		_ = conn.Close()
 		nc, err := e.target.Connect(ctx, server, nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // the default one prints
 		if err != nil {
-			failures = append(failures, failure{name, "see the error; what listens there may be no nats-server", fmt.Sprintf("TCP in %v, but no NATS: %v", short(tcp), err)})
+			failures = append(failures, failure{name, "do what the error says; if that is nothing, what listens there may be no nats-server", fmt.Sprintf("TCP in %v, but no NATS: %v", short(tcp), err)})
 			continue
 		}
 		reached++
