@@ -100,8 +100,18 @@ func start(ctx context.Context, d *dir, cfg config) (*Hub, error) {
 	}
 	h.running = loop.Go(h.run)
 	h.warn(b)
-	cfg.Logger.Info("hub: ready", "url", h.URL(), "monitor", h.monitor, "health", h.HealthURL())
+	cfg.Logger.Info("hub: ready", present("url", h.URL(), "monitor", h.monitor, "health", h.HealthURL())...)
 	return h, nil
+}
+
+// present is the pairs whose second is not empty, for a log.
+func present(pairs ...string) (args []any) {
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			args = append(args, pairs[i], pairs[i+1])
+		}
+	}
+	return args
 }
 
 // serve starts the server and publishes where it is.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -97,17 +98,19 @@ func received[T any](t *testing.T, ch <-chan T) (v T) {
 // What a shop and a billing need of each other is all that they may, and it works:
 // live, in a group, by request, durable with retries and dead letters, delayed.
 func TestUsersMayWhatIsDeclared(t *testing.T) {
-	for name, prefix := range map[string]string{"no prefix": "", "prefix": "staging"} {
-		t.Run(name, func(t *testing.T) { mayWhatIsDeclared(t, prefix) })
-	}
+	const text = "shop may publish order.>, cart.>, price.of\nbilling may subscribe order.>, cart.>, price.of\n"
+	t.Run("no prefix", func(t *testing.T) { mayWhatIsDeclared(t, "", text, false) })
+	t.Run("prefix", func(t *testing.T) { mayWhatIsDeclared(t, "staging", "prefix staging\n"+text, false) })
+	t.Run("fixed streams", func(t *testing.T) {
+		mayWhatIsDeclared(t, "", text+"shop may not change streams\nbilling may not change streams", true)
+	})
 }
 
-func mayWhatIsDeclared(t *testing.T, prefix string) {
-	text := "shop may publish order.>, cart.>, price.of\nbilling may subscribe order.>, cart.>, price.of"
-	if prefix != "" {
-		text = "prefix " + prefix + "\n" + text
-	}
+func mayWhatIsDeclared(t *testing.T, prefix, text string, fixed bool) {
 	h := mustStart(t, Options{Dir: t.TempDir(), Users: usersFile(t, text)})
+	if fixed {
+		apply(t, h, "[shop]\ndurable = order.>\nfixed = yes", "tidings-dead-all", "tidings-later-shop")
+	}
 	shop := run(t, urlOf(t, h, "shop"), "shop", tidings.Options{Prefix: prefix, Routes: durable("order.>")})
 	billing := run(t, urlOf(t, h, "billing"), "billing", tidings.Options{Prefix: prefix, Routes: durable("order.>")})
 	subscribe := func(pattern string, o *tidings.SubscribeOptions, handle tidings.Handler) {
@@ -161,6 +164,27 @@ func mayWhatIsDeclared(t *testing.T, prefix string) {
 		if all := p.log.String(); strings.Contains(all, "no permission") || strings.Contains(all, "without permission") || strings.Contains(all, "allow publishing") {
 			t.Errorf("%s lacks a permission:\n%s", name, all)
 		}
+	}
+}
+
+// apply declares streams, and expects these to be made besides; once.
+func apply(t *testing.T, h *Hub, text string, beside ...string) {
+	t.Helper()
+	declared, err := natsbus.ReadDeclarations("streams.conf", strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := natsbus.OpenAdmin(within(t), h.URL(), adapter.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = a.Close() }()
+	p, err := a.Apply(within(t), declared[0])
+	if err != nil || !slices.Equal(p.Beside, beside) {
+		t.Fatalf("besides were made %q: %v", p.Beside, err)
+	}
+	if p, err := a.Plan(within(t), declared[0]); err != nil || p.Change() {
+		t.Fatalf("then there is still to do %+v: %v", p, err)
 	}
 }
 

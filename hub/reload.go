@@ -24,7 +24,7 @@ func (h *Hub) Reload() error {
 	if err := h.apply(b); err != nil {
 		return fmt.Errorf("hub: nothing was changed: %w; a restart would take it", err)
 	}
-	h.cfg.Logger.Info("hub: read its files again", "users", h.cfg.Users, "config", h.cfg.Config)
+	h.cfg.Logger.Info("hub: read its files again", present("users", h.cfg.Users, "config", h.cfg.Config)...)
 	return nil
 }
 

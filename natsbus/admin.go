@@ -38,13 +38,62 @@ func (a *Admin) Close() error { return a.c.Close() }
 
 // Plan compares a declaration with what is there and changes nothing. It fails
 // when another app's stream has a part of what is declared.
-func (a *Admin) Plan(ctx context.Context, d Declaration) (*Plan, error) { return a.c.plan(ctx, d) }
+func (a *Admin) Plan(ctx context.Context, d Declaration) (*Plan, error) {
+	p, err := a.c.plan(ctx, d)
+	if err == nil {
+		p.Beside, err = a.missingBeside(ctx, d)
+	}
+	return p, err
+}
 
 // Apply makes the streams as declared, and returns what it found before. What
 // cannot be changed is an error that puts both side by side; nothing is changed
 // then.
 func (a *Admin) Apply(ctx context.Context, d Declaration) (*Plan, error) {
-	return a.c.ensure(ctx, d, true)
+	p, err := a.c.ensure(ctx, d, true)
+	if err != nil || !d.Fixed {
+		return p, err
+	}
+	if p.Beside, err = a.missingBeside(ctx, d); err != nil {
+		return p, err
+	}
+	for _, name := range p.Beside {
+		if name == a.c.deadStream() {
+			err = a.c.createDeadStream(ctx, a.holder(p, d))
+		} else {
+			err = a.c.createLater(ctx, d)
+		}
+		if err != nil {
+			return p, fmt.Errorf("natsbus: %w", err)
+		}
+	}
+	return p, nil
+}
+
+// holder is a stream that has events of a declaration.
+func (a *Admin) holder(p *Plan, d Declaration) string {
+	return cmp.Or(p.Elsewhere[d.Durable[0]], p.Stream)
+}
+
+// missingBeside is which streams of a fixed declaration are not there, besides the one
+// that it is about.
+func (a *Admin) missingBeside(ctx context.Context, d Declaration) (names []string, err error) {
+	if !d.Fixed {
+		return nil, nil
+	}
+	beside := []string{a.c.deadStream()}
+	if a.c.delays() {
+		beside = append(beside, laterName(a.c.cfg.Prefix, d.App))
+	}
+	for _, name := range beside {
+		switch _, err := a.c.streamInfo(ctx, name); {
+		case errors.Is(err, jetstream.ErrStreamNotFound):
+			names = append(names, name)
+		case err != nil:
+			return nil, fmt.Errorf("natsbus: stream %s: %w", name, err)
+		}
+	}
+	return names, nil
 }
 
 // A StreamState is a stream as it is now, with its durable groups.

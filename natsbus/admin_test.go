@@ -110,8 +110,8 @@ func TestPlanAndApply(t *testing.T) {
 }
 
 func TestReadDeclarations(t *testing.T) {
-	got, err := natsbus.ReadDeclarations("f", strings.NewReader("\n[shop] # one\nmax-bytes= 2KiB\n durable = a.> , b\tc\nreplicas=3\n[b]\ndurable=x\n"))
-	if want := "[{shop [a.> b c] {2048 0 3 0s}} {b [x] {0 0 0 0s}}]"; err != nil || fmt.Sprint(got) != want {
+	got, err := natsbus.ReadDeclarations("f", strings.NewReader("\n[shop] # one\nmax-bytes= 2KiB\n durable = a.> , b\tc\nfixed=yes\nreplicas=3\n[b]\ndurable=x\n"))
+	if want := "[{shop [a.> b c] true {2048 0 3 0s}} {b [x] false {0 0 0 0s}}]"; err != nil || fmt.Sprint(got) != want {
 		t.Errorf("%v, %v; want %s", got, err, want)
 	}
 	for text, want := range map[string]string{
@@ -121,7 +121,7 @@ func TestReadDeclarations(t *testing.T) {
 		"[shop]\ndurable":                   "f:2: ",
 		"[shop]\nreplicas=0":                "f:2: replicas",
 		"[shop]\n\nmax-msg=1":               `f:3: unknown key "max-msg"; did you mean "max-msgs"?`,
-		"[shop]\nretention=7":               `f:2: unknown key "retention"; known are durable, max-bytes`,
+		"[shop]\nretention=7":               `f:2: unknown key "retention"; known are durable, fixed, max-bytes`,
 		"[shop]\ndurable=a\ndurable=b":      "f:3: durable is there already",
 		"[shop]\nmax-bytes=9999999999TiB\n": "f:2: max-bytes",
 	} {

@@ -17,6 +17,7 @@ import (
 //	[shop]
 //	durable   = order.> invoice.*
 //	max-bytes = 4GiB        # also max-msgs, replicas, duplicates
+//	fixed     = yes
 //
 // Errors begin with name and line.
 func ReadDeclarations(name string, r io.Reader) ([]Declaration, error) {
@@ -78,9 +79,15 @@ func setLine(all []Declaration, line string, seen map[string]bool) error {
 	}
 	seen[key] = true
 	d := &all[len(all)-1]
+	if key == "fixed" {
+		if d.Fixed = value == "yes"; !d.Fixed && value != "no" {
+			return fmt.Errorf("fixed: %q: want yes or no", value)
+		}
+		return nil
+	}
 	if key != "durable" {
 		if !slices.Contains(settingKeys, key) {
-			return unknownKey(key, append([]string{"durable"}, settingKeys...))
+			return unknownKey(key, append([]string{"durable", "fixed"}, settingKeys...))
 		}
 		return d.Set(key, value)
 	}

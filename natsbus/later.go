@@ -67,7 +67,7 @@ func laterName(prefix, app string) string { return "tidings-later-" + streamName
 
 // start looks after the app's stream, if it may have one.
 func (l *later) start() {
-	if !l.c.serverHas(2, 12) {
+	if !l.c.delays() {
 		return
 	}
 	if len(l.c.cfg.Durable) > 0 {
@@ -80,7 +80,9 @@ func (l *later) waiting(topic, id string) string {
 	return laterRoot + l.name + ".at." + l.c.subject(topic) + "." + idToken(id)
 }
 
-func (l *later) dueRoot() string { return laterRoot + l.name + ".due." }
+func (l *later) dueRoot() string { return dueRoot(l.name) }
+
+func dueRoot(name string) string { return laterRoot + name + ".due." }
 
 // idToken is an id as one token of a subject.
 func idToken(id string) string {
@@ -90,6 +92,9 @@ func idToken(id string) string {
 	sum := sha256.Sum256([]byte(id))
 	return "=" + base64.RawURLEncoding.EncodeToString(sum[:])
 }
+
+// delays reports whether the server can hold events back.
+func (c *conn) delays() bool { return c.serverHas(2, 12) }
 
 // serverHas reports whether the server is at least of that version.
 func (c *conn) serverHas(want ...int) bool {
@@ -208,7 +213,7 @@ func (l *later) open(ctx context.Context, create bool) error {
 		if !create {
 			return nil
 		}
-		if err := l.create(ctx); err != nil {
+		if err := l.c.createLater(ctx, Declaration{App: l.c.cfg.App, Durable: l.c.cfg.Durable}); err != nil {
 			return err
 		}
 	}
@@ -223,10 +228,11 @@ func (l *later) open(ctx context.Context, create bool) error {
 	return nil
 }
 
-func (l *later) create(ctx context.Context) error {
+// createLater makes the stream of an app's delayed events, as safe as its others.
+func (c *conn) createLater(ctx context.Context, d Declaration) error {
 	replicas := 1
-	for _, p := range l.c.cfg.Durable {
-		near, err := l.c.streamsNear(ctx, l.c.subject(p))
+	for _, p := range d.Durable {
+		near, err := c.streamsNear(ctx, c.subject(p))
 		if err != nil {
 			return err
 		}
@@ -234,21 +240,22 @@ func (l *later) create(ctx context.Context) error {
 			replicas = max(replicas, info.Config.Replicas)
 		}
 	}
+	name := laterName(c.cfg.Prefix, d.App)
 	cfg := jetstream.StreamConfig{
-		Name: l.name, Subjects: []string{laterRoot + l.name + ".at.>", l.dueRoot() + ">"},
-		Description: "delayed events of " + l.c.cfg.App, Storage: jetstream.FileStorage, Replicas: replicas,
+		Name: name, Subjects: []string{laterRoot + name + ".at.>", dueRoot(name) + ">"},
+		Description: "delayed events of " + d.App, Storage: jetstream.FileStorage, Replicas: replicas,
 		Retention: jetstream.WorkQueuePolicy, Duplicates: dedupWindow, AllowMsgSchedules: true,
 		Discard: jetstream.DiscardOld, // schedules ask for it; without a limit nothing is discarded
 	}
-	_, err := l.c.js.CreateStream(ctx, cfg)
+	_, err := c.js.CreateStream(ctx, cfg)
 	switch {
 	case err == nil:
-		l.c.log.Info("natsbus: stream created", "stream", cfg.Name, "subjects", cfg.Subjects, "replicas", replicas)
+		c.log.Info("natsbus: stream created", "stream", cfg.Name, "subjects", cfg.Subjects, "replicas", replicas)
 		return nil
 	case errCode(err) == jsNameInUse, errCode(err) == jsNoSubject:
 		return nil // another process was quicker; what it made is looked at next
 	}
-	return fmt.Errorf("create stream %s: %w", cfg.Name, l.c.jsError(err))
+	return fmt.Errorf("create stream %s: %w", cfg.Name, c.jsError(err))
 }
 
 // handOn publishes an event that is due. It is acknowledged only when its stream

@@ -25,6 +25,9 @@ const (
 type Declaration struct {
 	App     string   `json:"app"`
 	Durable []string `json:"durable"` // patterns
+	// Fixed: its users may not make streams, so those of its delayed events and of dead
+	// letters, which it would make when they are needed, are made as well.
+	Fixed bool `json:"fixed,omitempty"`
 	Settings
 }
 
@@ -36,6 +39,7 @@ type Plan struct {
 	Add         []string          `json:"add,omitempty"`       // subjects that no stream has yet
 	Elsewhere   map[string]string `json:"elsewhere,omitempty"` // of the others, which stream of another app has them
 	Differences []Difference      `json:"differences,omitempty"`
+	Beside      []string          `json:"beside,omitempty"` // streams that are not there, of a Declaration that is Fixed
 
 	declared Settings
 	have     jetstream.StreamConfig // unless Create
@@ -43,7 +47,9 @@ type Plan struct {
 }
 
 // Change reports whether something has to be done.
-func (p *Plan) Change() bool { return p.Create || len(p.Add) > 0 || len(p.Differences) > 0 }
+func (p *Plan) Change() bool {
+	return p.Create || len(p.Add) > 0 || len(p.Differences) > 0 || len(p.Beside) > 0
+}
 
 // Fixed is an error that shows what cannot be changed, nil if there is nothing
 // of that.

@@ -3,7 +3,6 @@ package supervisor_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -18,27 +17,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tidings-go/tidings"
-	"github.com/tidings-go/tidings/examples/billing"
-	"github.com/tidings-go/tidings/examples/web"
 	"github.com/tidings-go/tidings/internal/loop"
 	"github.com/tidings-go/tidings/internal/testkit"
 	"github.com/tidings-go/tidings/sdnotify"
 	"github.com/tidings-go/tidings/supervisor"
 )
-
-// webMain and billingMain are the examples, as workers.
-func webMain() int { return exitCode(web.Run(context.Background(), tidings.Default(), "")) }
-
-func billingMain() int { return exitCode(billing.Run(context.Background(), nil)) }
-
-func exitCode(err error) int {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
-}
 
 // An activated is systemd-socket-activate: it listens and, at the first connection,
 // becomes the command. NOTIFY_SOCKET is ours, as systemd's would be.

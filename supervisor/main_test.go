@@ -25,6 +25,9 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/tidings-go/tidings"
+	"github.com/tidings-go/tidings/examples/billing"
+	"github.com/tidings-go/tidings/examples/web"
 	"github.com/tidings-go/tidings/internal/loop"
 	"github.com/tidings-go/tidings/internal/testkit"
 	"github.com/tidings-go/tidings/sdnotify"
@@ -510,4 +513,17 @@ func startClient(addr string) *client {
 func freePort(t *testing.T) string {
 	t.Helper()
 	return testkit.FreeAddr(t)
+}
+
+// webMain and billingMain are the examples, as workers.
+func webMain() int { return exitCode(web.Run(context.Background(), tidings.Default(), "")) }
+
+func billingMain() int { return exitCode(billing.Run(context.Background(), nil)) }
+
+func exitCode(err error) int {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }

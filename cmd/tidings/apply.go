@@ -36,6 +36,8 @@ are to be; what it does not mention stays as it is:
   max-msgs   = 10000000
   replicas   = 3
   duplicates = 2m        # how long ids are remembered
+  fixed      = yes       # its users may not make streams: make those for its
+                         # delayed events and for dead letters too
 
 Subjects are only added: remove one with "nats stream edit" once nobody
 publishes to it. What cannot be changed is an error, and nothing is then.
@@ -121,6 +123,9 @@ func (c applyCmd) show(plans []*natsbus.Plan) error {
 	for _, p := range plans {
 		if p.Create {
 			row(p.Stream, "stream", "missing", "there")
+		}
+		for _, stream := range p.Beside {
+			row(stream, "stream", "missing", "there")
 		}
 		for _, subject := range p.Add {
 			row(p.Stream, "subject", "missing", subject)
