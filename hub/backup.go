@@ -66,6 +66,8 @@ const (
 	snapshotAPI   = "$JS.API.STREAM.SNAPSHOT."
 	restoreAPI    = "$JS.API.STREAM.RESTORE."
 	restoreWithin = 10 * time.Minute // of what the server does at the end of a stream
+	verifyWithin  = 30 * time.Second
+	verifyAgain   = 100 * time.Millisecond
 )
 
 // Backup copies all streams of a server with their groups and what these have settled

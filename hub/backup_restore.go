@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -75,17 +76,22 @@ func (s *BackupStream) check(dir string) error {
 	return nil
 }
 
-// Restore puts the streams of a backup into a server, with their groups: only those
-// that are named, or all. It begins only when the files are whole and none of the
+// RestoreOptions: the zero value restores all as it was.
+type RestoreOptions struct {
+	Streams  []string // only these
+	Replicas int      // copies of each stream, in a cluster; 0: as many as it had
+}
+
+// Restore puts the streams of a backup into a server, with their groups. It begins only when the files are whole and none of the
 // streams is there; nothing is written over. Afterwards it checks that the server has
 // as many events, and the groups, as the backup says. The error names the stream, and
 // which were restored before it.
-func Restore(ctx context.Context, nc *nats.Conn, dir string, only ...string) (*Manifest, error) {
+func Restore(ctx context.Context, nc *nats.Conn, dir string, o RestoreOptions) (*Manifest, error) {
 	m, err := ReadBackup(dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := m.restrict(only); err != nil {
+	if err := m.restrict(o.Streams); err != nil {
 		return nil, fmt.Errorf("hub: restore: %s: %w", dir, err)
 	}
 	js, err := jetstream.New(nc)
@@ -97,7 +103,7 @@ func Restore(ctx context.Context, nc *nats.Conn, dir string, only ...string) (*M
 	}
 	var restored []string
 	for _, s := range m.Streams {
-		err := s.restore(ctx, nc, filepath.Join(dir, s.File))
+		err := s.restore(ctx, nc, filepath.Join(dir, s.File), o.Replicas)
 		if err == nil {
 			restored = append(restored, s.Name)
 			err = s.verify(ctx, js)
@@ -138,10 +144,14 @@ func (m *Manifest) restrict(only []string) error {
 func (m *Manifest) absent(ctx context.Context, js jetstream.JetStream) error {
 	var there []string
 	for _, s := range m.Streams {
-		_, err := js.Stream(ctx, s.Name)
+		ask, cancel := context.WithTimeout(ctx, apiWithin)
+		_, err := js.Stream(ask, s.Name)
+		cancel()
 		switch {
 		case err == nil:
 			there = append(there, s.Name)
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+			return fmt.Errorf("stream %s: JetStream has not answered in %v: it is off, or the cluster has no leader (it is starting, or too many of its servers are away): %w", s.Name, apiWithin, err)
 		case !errors.Is(err, jetstream.ErrStreamNotFound):
 			return fmt.Errorf("stream %s: %w", s.Name, err)
 		}
@@ -160,13 +170,20 @@ func areIs(names []string) string {
 }
 
 // restore sends the stream's file to the server.
-func (s *BackupStream) restore(ctx context.Context, nc *nats.Conn, path string) error {
+func (s *BackupStream) restore(ctx context.Context, nc *nats.Conn, path string, replicas int) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	body, err := json.Marshal(map[string]json.RawMessage{"config": s.Config, "state": s.State})
+	var config map[string]json.RawMessage // its fields stay as they are, also those that nats.go does not know
+	if err := json.Unmarshal(s.Config, &config); err != nil {
+		return err
+	}
+	if replicas > 0 {
+		config["num_replicas"] = strconv.AppendInt(nil, int64(replicas), 10)
+	}
+	body, err := json.Marshal(map[string]any{"config": config, "state": s.State})
 	if err != nil {
 		return err
 	}
@@ -174,14 +191,14 @@ func (s *BackupStream) restore(ctx context.Context, nc *nats.Conn, path string) 
 		Subject string `json:"deliver_subject"`
 	}
 	if err := callAPI(ctx, nc, restoreAPI+s.Name, body, apiWithin, &to); err != nil {
-		return err
+		return fmt.Errorf("begin: %w", err)
 	}
 	part := make([]byte, min(chunkSize, nc.MaxPayload()))
 	for {
 		n, err := io.ReadFull(f, part)
 		if n > 0 {
 			if err := callAPI(ctx, nc, to.Subject, part[:n], chunkWithin, nil); err != nil {
-				return err
+				return fmt.Errorf("send: %w", err)
 			}
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -191,14 +208,36 @@ func (s *BackupStream) restore(ctx context.Context, nc *nats.Conn, path string) 
 			return err
 		}
 	}
-	return callAPI(ctx, nc, to.Subject, nil, restoreWithin, nil)
+	if err := callAPI(ctx, nc, to.Subject, nil, restoreWithin, nil); err != nil {
+		return fmt.Errorf("end: %w", err)
+	}
+	return nil
 }
 
-// verify compares what the server has now with what was backed up. Events that came
-// while that was done may be there beside.
+// verify compares what the server has now with what was backed up. A cluster answers
+// that a stream is restored before each of its nodes has it, and its groups.
 func (s *BackupStream) verify(ctx context.Context, js jetstream.JetStream) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, verifyWithin)
 	defer cancel()
+	var differs error
+	for {
+		err := s.compare(ctx, js)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil || differs == nil {
+			differs = err
+		}
+		select {
+		case <-time.After(verifyAgain):
+		case <-ctx.Done():
+			return differs
+		}
+	}
+}
+
+// compare: events that came while the backup was taken may be there beside.
+func (s *BackupStream) compare(ctx context.Context, js jetstream.JetStream) error {
 	stream, err := js.Stream(ctx, s.Name)
 	if err != nil {
 		return err

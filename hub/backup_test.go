@@ -104,14 +104,14 @@ func TestBackupAndRestore(t *testing.T) {
 		t.Errorf("skipped is %+v, want the stream in memory", m.Skipped)
 	}
 	modes(t, dir)
-	if _, err := hub.Restore(t.Context(), nc, dir); err == nil || !strings.Contains(err.Error(), "streams EMPTY, ORDERS are there already") {
+	if _, err := hub.Restore(t.Context(), nc, dir, hub.RestoreOptions{}); err == nil || !strings.Contains(err.Error(), "streams EMPTY, ORDERS are there already") {
 		t.Errorf("a restore over what is there: %v", err)
 	}
 	_, err = h.Stop(t.Context())
 	must(t, err)
 
 	nc, js, _ = at(t, t.TempDir())
-	restored, err := hub.Restore(t.Context(), nc, dir)
+	restored, err := hub.Restore(t.Context(), nc, dir, hub.RestoreOptions{})
 	must(t, err)
 	if len(restored.Streams) != 2 {
 		t.Errorf("%d streams were restored, want 2", len(restored.Streams))
@@ -208,7 +208,7 @@ func TestRestoreRefuses(t *testing.T) {
 			damaged := filepath.Join(t.TempDir(), "backup")
 			must(t, os.CopyFS(damaged, os.DirFS(dir)))
 			c.damage(t, damaged)
-			_, err := hub.Restore(t.Context(), nc, damaged)
+			_, err := hub.Restore(t.Context(), nc, damaged, hub.RestoreOptions{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "hub: restore: ") {
 				t.Errorf("the error is %v, want one that says %q", err, c.want)
 			}
@@ -224,18 +224,18 @@ func TestRestoreRefuses(t *testing.T) {
 func TestRestoreOneStream(t *testing.T) {
 	dir, _ := backedUp(t)
 	nc, js, _ := at(t, t.TempDir())
-	if _, err := hub.Restore(t.Context(), nc, dir, "NONE"); err == nil || !strings.Contains(err.Error(), "no stream NONE; it has BILLS, ORDERS") {
+	if _, err := hub.Restore(t.Context(), nc, dir, hub.RestoreOptions{Streams: []string{"NONE"}}); err == nil || !strings.Contains(err.Error(), "no stream NONE; it has BILLS, ORDERS") {
 		t.Errorf("the error is %v", err)
 	}
-	_, err := hub.Restore(t.Context(), nc, dir, "ORDERS")
+	_, err := hub.Restore(t.Context(), nc, dir, hub.RestoreOptions{Streams: []string{"ORDERS"}})
 	must(t, err)
 	if _, err := js.Stream(t.Context(), "BILLS"); !errors.Is(err, jetstream.ErrStreamNotFound) {
 		t.Errorf("the stream that was not asked for: %v", err)
 	}
-	if _, err := hub.Restore(t.Context(), nc, dir); err == nil || !strings.Contains(err.Error(), "stream ORDERS is there already") {
+	if _, err := hub.Restore(t.Context(), nc, dir, hub.RestoreOptions{}); err == nil || !strings.Contains(err.Error(), "stream ORDERS is there already") {
 		t.Errorf("the error is %v", err)
 	}
-	_, err = hub.Restore(t.Context(), nc, dir, "BILLS")
+	_, err = hub.Restore(t.Context(), nc, dir, hub.RestoreOptions{Streams: []string{"BILLS"}})
 	must(t, err)
 }
 
@@ -245,7 +245,7 @@ func TestRestoreSaysHowFarItCame(t *testing.T) {
 	dir, _ := backedUp(t)
 	nc, js, _ := at(t, t.TempDir())
 	stored(t, js, "OTHER", func(c *jetstream.StreamConfig) { c.Subjects = []string{"orders.*"} })
-	_, err := hub.Restore(t.Context(), nc, dir)
+	_, err := hub.Restore(t.Context(), nc, dir, hub.RestoreOptions{})
 	if err == nil || !strings.Contains(err.Error(), "stream ORDERS: ") || !strings.Contains(err.Error(), "subjects overlap") || !strings.Contains(err.Error(), "restored before that: BILLS") {
 		t.Errorf("the error is %v", err)
 	}

@@ -53,9 +53,10 @@ func (c backupCmd) Run(ctx context.Context) error {
 
 type restoreCmd struct {
 	targetFlags
-	JSON   bool     `name:"json" help:"Print the manifest."`
-	Stream []string `help:"Restore this stream alone; can be repeated."`
-	Dir    string   `arg:"" help:"Directory of the backup."`
+	JSON     bool     `name:"json" help:"Print the manifest."`
+	Stream   []string `help:"Restore this stream alone; can be repeated."`
+	Replicas int      `help:"Copies of each stream, in a cluster; default: as many as it had."`
+	Dir      string   `arg:"" help:"Directory of the backup."`
 }
 
 // Help is shown below the flags.
@@ -78,7 +79,7 @@ func (c restoreCmd) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	m, err := hub.Restore(ctx, nc, c.Dir, c.Stream...)
+	m, err := hub.Restore(ctx, nc, c.Dir, hub.RestoreOptions{Streams: c.Stream, Replicas: c.Replicas})
 	if err := errors.Join(err, done()); err != nil {
 		return err
 	}
