@@ -33,22 +33,11 @@ func (d *drill) cluster() error {
 		return err
 	}
 	d.ev.WantDeploys = 1
-	each := d.For / (nodes + 3)
-	if err := d.enter("warm-up", Steady, each, nil); err != nil {
-		return err
-	}
+	var turns []turn
 	for _, n := range d.nodes {
-		if err := d.enter("kill -9 of "+n.name, Nodes, each, func() error { return d.killNode(n) }); err != nil {
-			return err
-		}
+		turns = append(turns, turn{"kill -9 of " + n.name, Nodes, func() error { return d.killNode(n) }})
 	}
-	if err := d.enter("deploy 1", Deploys, each, d.deployUSR2); err != nil {
-		return err
-	}
-	if err := d.enter("after", Steady, each, nil); err != nil {
-		return err
-	}
-	return d.coolDown()
+	return d.perform(d.For/(nodes+3), append(turns, turn{"deploy 1", Deploys, d.deployUSR2})...)
 }
 
 // startCluster starts all nodes, with one token for all.

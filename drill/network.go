@@ -23,33 +23,16 @@ func (d *drill) network() error {
 		return err
 	}
 	d.ev.WantDeploys, d.ev.WantOutages = 2, 3
-	each := d.For / 7
-	if err := d.enter("warm-up", Steady, each, nil); err != nil {
-		return err
-	}
-	for _, step := range []struct {
-		name string
-		kind Kind
-		do   func() error
-	}{
-		{"deploy 1", Deploys, d.deployUSR2},
-		{"network cut", Networks, func() error { return d.unplug("cut", d.proxy.Cut, time.Second) }},
-		{"nothing comes", Networks, func() error {
+	return d.perform(d.For/7,
+		turn{"deploy 1", Deploys, d.deployUSR2},
+		turn{"network cut", Networks, func() error { return d.unplug("cut", d.proxy.Cut, time.Second) }},
+		turn{"nothing comes", Networks, func() error {
 			return d.unplug("half open: nothing comes", func() { d.proxy.Lose(proxy.ToClient, true) }, 0)
 		}},
-		{"nothing goes", Networks, func() error {
+		turn{"nothing goes", Networks, func() error {
 			return d.unplug("half open: nothing goes", func() { d.proxy.Lose(proxy.ToServer, true) }, 0)
 		}},
-		{"deploy 2", Deploys, d.deployHUP},
-	} {
-		if err := d.enter(step.name, step.kind, each, step.do); err != nil {
-			return err
-		}
-	}
-	if err := d.enter("after", Steady, each, nil); err != nil {
-		return err
-	}
-	return d.coolDown()
+		turn{"deploy 2", Deploys, d.deployHUP})
 }
 
 func (d *drill) slowDown() {

@@ -32,28 +32,11 @@ func (d *drill) outage() error {
 	if err := d.start(); err != nil {
 		return err
 	}
-	each := d.For / 8
-	if err := d.enter("warm-up", Steady, each, nil); err != nil {
-		return err
-	}
-	for _, step := range []struct {
-		name string
-		kind Kind
-		do   func() error
-	}{
-		{"kill -9 of publishers", Deaths, d.killShops},
-		{"kill -9 of the hub", Outages, d.killHub},
-		{"hub away", Absences, d.leaveHub},
-		{"full spools", Fulls, d.fillSpools},
-	} {
-		if err := d.enter(step.name, step.kind, each, step.do); err != nil {
-			return err
-		}
-	}
-	if err := d.enter("after", Steady, each, nil); err != nil {
-		return err
-	}
-	return d.coolDown()
+	return d.perform(d.For/8,
+		turn{"kill -9 of publishers", Deaths, d.killShops},
+		turn{"kill -9 of the hub", Outages, d.killHub},
+		turn{"hub away", Absences, d.leaveHub},
+		turn{"full spools", Fulls, d.fillSpools})
 }
 
 // someTime lets a random time pass, of at most limit.
@@ -64,16 +47,6 @@ func (d *drill) someTime(limit time.Duration) error {
 // reach waits until a time.
 func (d *drill) reach(at Mono) error {
 	return d.until(at-witness.Now()+patience, func() bool { return witness.Now() >= at })
-}
-
-// inTurn ends at the first error.
-func inTurn(steps ...func() error) error {
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // inRandomOrder does it to each publisher.

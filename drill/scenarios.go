@@ -63,6 +63,33 @@ func Scenarios() []Scenario {
 	}
 }
 
+// A turn is a phase in which something is done.
+type turn struct {
+	name string
+	kind Kind
+	do   func() error
+}
+
+// perform has turns, between two quiet phases, and has all settle.
+func (d *drill) perform(each time.Duration, turns ...turn) error {
+	for _, s := range slices.Concat([]turn{{"warm-up", Steady, nil}}, turns, []turn{{"after", Steady, nil}}) {
+		if err := d.enter(s.name, s.kind, each, s.do); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return d.coolDown()
+}
+
+// inTurn ends at the first error.
+func inTurn(steps ...func() error) error {
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func scenarioOf(name string) (Scenario, error) {
 	all := Scenarios()
 	i := slices.IndexFunc(all, func(s Scenario) bool { return s.Name == name })
@@ -241,16 +268,7 @@ func (d *drill) sole() error {
 	if err := d.start(); err != nil {
 		return err
 	}
-	each := d.For / 3
-	if err := d.enter("warm-up", Steady, each, nil); err != nil {
-		return err
-	}
-	if err := d.enter("kill -9", Kills, each, d.kill); err != nil {
-		return err
-	}
-	if err := d.enter("after", Steady, each, nil); err != nil {
-		return err
-	}
+	err := d.perform(d.For/3, turn{"kill -9", Kills, d.kill})
 	d.noteAway()
-	return d.coolDown()
+	return err
 }
