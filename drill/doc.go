@@ -43,6 +43,9 @@
 //     without a hub is handled in order and once, what was refused is not, and at the
 //     end nothing lies in a spool. A live event may go with its publisher if it was
 //     published just before. A double is forgiven if its publisher has announced it.
+//   - The hub of a master is the same process, with the same start, before and after each
+//     deploy. When whoever has the hub ends, what counts as back is who is seen to handle,
+//     or to be told of, what came after that.
 //   - A run is never repeated until it is green. Journals and logs are kept.
 //
 // # The parts
@@ -52,9 +55,9 @@
 // through; run.go and what it uses start the processes and do the damage;
 // releases.go runs the command that deploys. outage.go takes publishers, the hub and
 // its answers away: publishers.go has the former, proxy.go the latter, which network.go
-// takes away altogether; sync.go traces the hub, and
-// cluster.go makes it three. signals.go plays
-// the matrix: plays.go has its cells, states.go the states, effects.go and burst.go
-// what must come of a signal, lineage.go the processes. Judging needs no process: it is
-// tested on journals with planted faults, each of which must be named exactly.
+// takes away altogether; sync.go traces the hub, cluster.go makes it three, and hub.go has
+// a master keep it, then the programs. signals.go plays the matrix: plays.go has its
+// cells, states.go the states, effects.go and burst.go what must come of a signal,
+// lineage.go the processes. Judging needs no process: it is tested on journals with
+// planted faults, each of which must be named exactly.
 package drill

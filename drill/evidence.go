@@ -28,6 +28,7 @@ const (
 	Crashes  Kind = "deadly event"
 	Cuts     Kind = "cut drain"
 	Masters  Kind = "kill -9 of the master"
+	Takeover Kind = "hub moved"
 	Deaths   Kind = "kill -9 of a publisher"
 	Fulls    Kind = "full spool"
 	Signals  Kind = "signal"        // its promises are those of one cell, which has the phase's name
@@ -50,7 +51,7 @@ func (p Phase) row() Kind {
 }
 
 // kinds in the order of the table.
-var kinds = []Kind{Steady, Slows, Deploys, Kills, Deaths, Outages, Networks, Nodes, Absences, Fulls, Crashes, Cuts, Masters, Between}
+var kinds = []Kind{Steady, Slows, Deploys, Kills, Deaths, Outages, Takeover, Networks, Nodes, Absences, Fulls, Crashes, Cuts, Masters, Between}
 
 // An Expectation is a subscription that must get every event of a topic once.
 type Expectation struct {
@@ -64,15 +65,28 @@ type Expectation struct {
 
 // A Deploy is one replacement of all workers.
 type Deploy struct {
-	Name     string `json:"name"`
-	Signal   string `json:"signal"` // "HUP" or "USR2 and QUIT"
-	Start    Mono   `json:"start"`
-	NewReady Mono   `json:"new_ready"` // when the last new worker was ready
-	OldGone  Mono   `json:"old_gone"`  // when the last old process had exited
-	Old      []int  `json:"old"`       // pids of old workers, and of the old master after USR2
-	New      []int  `json:"new"`       // pids of new workers
-	Failure  string `json:"failure,omitempty"`
-	Cut      bool   `json:"cut,omitempty"` // handlers took longer than the drain waited
+	Name     string   `json:"name"`
+	Signal   string   `json:"signal"` // "HUP" or "USR2 and QUIT"
+	Start    Mono     `json:"start"`
+	NewReady Mono     `json:"new_ready"` // when the last new worker was ready
+	OldGone  Mono     `json:"old_gone"`  // when the last old process had exited
+	Old      []int    `json:"old"`       // pids of old workers, and of the old master after USR2
+	New      []int    `json:"new"`       // pids of new workers
+	Failure  string   `json:"failure,omitempty"`
+	Cut      bool     `json:"cut,omitempty"` // handlers took longer than the drain waited
+	Hub      *HubRuns `json:"hub,omitempty"` // of a master that keeps one
+}
+
+// HubRuns are the hub before a deploy that must not touch it, and after that.
+type HubRuns struct {
+	Before HubRun `json:"before"`
+	After  HubRun `json:"after"`
+}
+
+// A HubRun is the hub between one start and the next.
+type HubRun struct {
+	PID    int    `json:"pid"`
+	Server string `json:"server"` // the name that nats-server draws at each start
 }
 
 // A Release is one run of tidings deploy.
@@ -176,6 +190,8 @@ type Redrive struct {
 type Outage struct {
 	Network string      `json:"network,omitempty"` // what it did; "": it is the hub's
 	Node    string      `json:"node,omitempty"`    // of a cluster; Up: the others answer
+	Host    string      `json:"host,omitempty"`    // who ran the hub, where that may be one of several; only the others are clients then
+	Next    string      `json:"next,omitempty"`    // who runs it afterwards
 	PID     int         `json:"pid"`
 	Killed  bool        `json:"killed,omitempty"` // with -9: it has closed nothing
 	Down    Mono        `json:"down"`             // just before the signal to stop was sent
@@ -196,6 +212,8 @@ func (o Outage) kind() Kind {
 		return Networks
 	case o.Node != "":
 		return Nodes
+	case o.Host != "" && o.Next != keptHost:
+		return Takeover
 	}
 	return Outages
 }
@@ -207,6 +225,8 @@ func (o Outage) what() string {
 		return "network fault (" + o.Network + ")"
 	case o.Node != "":
 		return "kill -9 of " + o.Node
+	case o.Host != "":
+		return "end of the hub (" + o.Host + ")"
 	}
 	return "restart of the hub"
 }
@@ -257,6 +277,7 @@ type Evidence struct {
 	Crashes  []Kill     `json:"crashes,omitempty"`
 	Seed     uint64     `json:"seed,omitempty"` // of the random instants
 	Deaths   []Death    `json:"deaths,omitempty"`
+	Leavers  []Quit     `json:"leavers,omitempty"` // publishers that had to end before the others
 	Spools   *SpoolsEnd `json:"spools,omitempty"`
 	Synced   *Synced    `json:"synced,omitempty"`
 	Away     []Span     `json:"away,omitempty"`
@@ -287,9 +308,10 @@ type Limits struct {
 	Redeliveries map[Kind]int  // budget per fault
 	PerCell      int           // events that must have met a cell
 	Unsaved      time.Duration // how long before a kill -9 of the hub an acknowledgement may be that it has forgotten
-	Unflushed    time.Duration // how long before a kill -9 of its publisher a live event may be that went with it
+	Unflushed    time.Duration // how long before a kill -9 of its publisher a live event may be that went with it, or a durable one that nobody has answered
 	Spooled      int           // events that must have been accepted while there was no hub
 	Refused      int           // events that must have been refused by full spools
+	Silence      time.Duration // for which nothing may be accepted when the hub has ended
 	CutOff       int           // live events that one process that was cut off may take along
 }
 
@@ -304,14 +326,15 @@ func DefaultLimits() Limits {
 		// Far above what is usual, far below the broker's default ack wait of 30 s.
 		MaxDelay: map[Kind]time.Duration{Steady: 3 * time.Second, Deploys: 3 * time.Second, Kills: 10 * time.Second, Outages: 15 * time.Second, Networks: 15 * time.Second, Nodes: 20 * time.Second,
 			Slows: 30 * time.Second, Crashes: 25 * time.Second, Cuts: 30 * time.Second, Signals: 3 * time.Second, Between: 3 * time.Second,
-			Masters: 15 * time.Second, Deaths: 10 * time.Second, Absences: 15 * time.Second, Fulls: 15 * time.Second},
-		Redeliveries: map[Kind]int{Kills: 500, Outages: 1000, Networks: 1000, Nodes: 1000, Crashes: 500, Cuts: 500, Signals: 500},
+			Masters: 15 * time.Second, Takeover: 15 * time.Second, Deaths: 10 * time.Second, Absences: 15 * time.Second, Fulls: 15 * time.Second},
+		Redeliveries: map[Kind]int{Kills: 500, Outages: 1000, Takeover: 1000, Networks: 1000, Nodes: 1000, Crashes: 500, Cuts: 500, Signals: 500},
 		PerCell:      10,
 		Unsaved:      time.Second, // ten times what was measured
 		Unflushed:    500 * time.Millisecond,
 		Spooled:      50,
 		Refused:      20,
 		CutOff:       500,
+		Silence:      5 * time.Second, // ten times what was measured on a busy machine
 	}
 }
 

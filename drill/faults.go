@@ -262,8 +262,10 @@ func (d *drill) hubUp(o *Outage) error {
 }
 
 // hubBack waits until all clients are back.
-func (d *drill) hubBack(o *Outage) error {
-	err := d.until(patience, func() bool { o.After = d.hub.clients(); return o.After >= o.Before })
+func (d *drill) hubBack(o *Outage) error { return d.backAfter(o, d.hub.clients) }
+
+func (d *drill) backAfter(o *Outage, clients func() int) error {
+	err := d.until(patience, func() bool { o.After = clients(); return o.After >= o.Before })
 	if err == nil {
 		o.Back = witness.Now() + DefaultLimits().Slack
 	}

@@ -58,8 +58,8 @@ func (l *lineage) masters() []int {
 
 // workersOf are the workers that a master has started and that have not ended, by
 // slot and age.
-func (l *lineage) workersOf(master int) (ws []*workerState) {
-	for _, w := range l.m.workers {
+func (d *drill) workersOf(master int) (ws []*workerState) {
+	for _, w := range d.m.workers {
 		if w.master == master && w.gone == 0 {
 			ws = append(ws, w)
 		}
@@ -71,8 +71,8 @@ func (l *lineage) workersOf(master int) (ws []*workerState) {
 }
 
 // serving are the workers of a master that are ready and were not asked to go.
-func (l *lineage) serving(master int) []*workerState {
-	return slices.DeleteFunc(l.workersOf(master), func(w *workerState) bool { return w.ready == 0 || w.asked != 0 })
+func (d *drill) serving(master int) []*workerState {
+	return slices.DeleteFunc(d.workersOf(master), func(w *workerState) bool { return w.ready == 0 || w.asked != 0 })
 }
 
 func pidsOf(ws []*workerState) (pids []int) {

@@ -29,7 +29,8 @@ type masters struct {
 	quits   []Quit
 	exits   []Exit
 	reports []Told
-	orphans bool // a master has died, and its workers are ours to wait for
+	hubs    []int // pids of those that masters have started
+	orphans bool  // a master has died, and its workers are ours to wait for
 	problem string
 }
 
@@ -89,6 +90,10 @@ func (m *masters) take(e supervisor.Event) {
 		if e.Report != nil && e.Report.Final {
 			m.reports = append(m.reports, Told{e.PID, *e.Report})
 		}
+	case supervisor.EventHubStarted:
+		m.hubs = append(m.hubs, e.PID)
+	case supervisor.EventHubExited:
+		m.exits = append(m.exits, exitIn(e))
 	case supervisor.EventGenerationReady:
 		m.ready = max(m.ready, e.Generation)
 	case supervisor.EventReexecDied:
@@ -113,15 +118,22 @@ func exitIn(e supervisor.Event) Exit {
 	return x
 }
 
-// reap sees the end of masters that became ours when the one before them ended, and
-// of workers whose master has died.
+// announced: the master has said that all of its workers are ready.
+func (m *masters) announced(master int) bool {
+	return slices.ContainsFunc(m.events, func(e supervisor.Event) bool {
+		return e.Event == supervisor.EventGenerationReady && e.Master == master
+	})
+}
+
+// reap sees the end of masters, and of their hubs, that became ours when the one before
+// them ended, and of workers whose master has died.
 func (m *masters) reap() error {
 	for _, w := range m.workers {
 		if m.orphans && w.gone == 0 {
 			m.reapOrphan(w)
 		}
 	}
-	for _, pid := range m.all {
+	for _, pid := range slices.Concat(m.all, m.hubs) {
 		if slices.Contains(m.own, pid) || m.gone(pid) {
 			continue
 		}

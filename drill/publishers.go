@@ -43,7 +43,11 @@ func (d *drill) startShops() (err error) {
 
 // connected waits until the hub has all clients.
 func (d *drill) connected() error {
-	return d.until(patience, func() bool { return d.hub.clients() >= d.sc.workers+publishers })
+	clients := d.hub.clients
+	if d.sc.kept {
+		clients = d.sinceNow(d.programs)
+	}
+	return d.until(patience, func() bool { return clients() >= d.sc.workers+publishers })
 }
 
 // startShop starts a shop's first process or the one after the last. Each has a name
@@ -68,6 +72,9 @@ func (d *drill) startShop(s *shop) error {
 		case publishers: // it has all its orders in its spool, always
 			env = append(env, "TIDINGS_ROUTES=order.>=durable+spool")
 		}
+	}
+	if d.sc.kept {
+		env = append(env, "TIDINGS_MUTANT="+d.Mutant)
 	}
 	p, err := d.launch(name, env, argv)
 	if err == nil {

@@ -43,6 +43,9 @@ func (v *Verdict) WriteText(w io.Writer) error {
 	if err := v.writeCells(w); err != nil {
 		return err
 	}
+	if err := v.writeMoves(w); err != nil {
+		return err
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "promise\t\tsent\taccepted\tin doubt\trefused\tspooled\thandled\tlost\tdoubled\tretried\tredelivered\tforgiven\tgap\tdelay")
 	for _, r := range v.Rows {
@@ -111,6 +114,20 @@ func (v *Verdict) writeCells(w io.Writer) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", c.State, c.Signal, c.To, result,
 			all.Sent, all.Handled, all.Lost, all.Doubled, all.Redelivered, all.Forgiven, effect)
+	}
+	fmt.Fprintln(t)
+	return t.Flush()
+}
+
+// writeMoves writes what ended the hub, who had it next, and how long that took.
+func (v *Verdict) writeMoves(w io.Writer) error {
+	if len(v.Moves) == 0 {
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "the hub was\tand was\tthen it was\tnothing accepted for")
+	for _, m := range v.Moves {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%v\n", m.From, m.End, m.To, round(m.Silence))
 	}
 	fmt.Fprintln(t)
 	return t.Flush()

@@ -122,6 +122,9 @@ func (j *judge) died() string {
 	for _, x := range j.ev.Deaths {
 		left, open, stored = left+x.Left, open+x.Open, stored+x.Stored
 	}
+	if j.ev.Spools == nil {
+		return fmt.Sprintf(" of publishers (%d events unanswered)", open)
+	}
 	s := fmt.Sprintf(" of publishers (%d events left in their spools, %d stored and not known to be, %d unanswered)", left, stored, open)
 	if n := j.ev.Spools; n != nil && n.Possible > 0 {
 		s += fmt.Sprintf(", %d possible doubles", n.Possible)

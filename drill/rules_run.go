@@ -315,9 +315,9 @@ func (j *judge) judgeKill(k Kill) {
 
 func (j *judge) judgeOutage(o Outage) {
 	met := o.Before > 0 && o.Gone != 0 && o.Closed > 0
-	if o.Killed {
+	if o.Killed || o.Host != "" {
 		e, gone := j.exit(o.PID)
-		met = o.Before > 0 && gone && e.Signal == "killed"
+		met = o.Before > 0 && gone && (e.Signal == "killed") == o.Killed
 	}
 	if !met {
 		for _, durable := range []bool{false, true} {
@@ -384,6 +384,7 @@ func (j *judge) done() string {
 		outages[o.kind()]++
 	}
 	note(outages[Outages], "%d restarts of the hub")
+	note(outages[Takeover], "%d moves of the hub")
 	note(outages[Networks], "%d network faults")
 	note(outages[Nodes], "%d nodes killed")
 	note(len(j.ev.Crashes), "%d processes killed by an event")
@@ -414,7 +415,7 @@ type Publisher struct {
 func (j *judge) judgePublishers() {
 	type key struct{ name, topic string }
 	late := map[key][]time.Duration{}
-	full := map[key]int{} // refused with a full spool
+	other := map[key]int{} // refused with a full spool, or on its way when its publisher was killed
 	stats := map[key]*Publisher{}
 	last := map[key]*publication{}
 	var keys []key
@@ -433,10 +434,13 @@ func (j *judge) judgePublishers() {
 		case witness.Refuse:
 			s.Refused++
 			if j.phaseAt(p.intent).Kind == Fulls {
-				full[k]++
+				other[k]++
 			}
 		case witness.Doubt:
 			s.InDoubt++
+			if x, dead := j.dead[p.rep]; dead && p.done == 0 && p.intent >= x.Sent-j.lim.Unflushed {
+				other[k]++
+			}
 		}
 		if j.spooled(p) {
 			s.Spooled++
@@ -449,12 +453,17 @@ func (j *judge) judgePublishers() {
 		slices.Sort(l)
 		s.Late50, s.Late99, s.LateMax = ms(l[len(l)/2]), ms(l[len(l)*99/100]), ms(l[len(l)-1])
 		j.v.Publishers = append(j.v.Publishers, *s)
-		if share := float64(s.Accepted+full[k]) / float64(s.Sent); share < j.lim.Accepted {
+		if share := float64(s.Accepted+other[k]) / float64(s.Sent); share < j.lim.Accepted {
 			j.void("only %.0f %% of what %s published on %s was accepted", 100*share, s.Name, s.Topic)
 		}
 		end := j.ev.Finish
 		if x, dead := j.dead[last[k].rep]; dead {
 			end = x.Sent
+		}
+		for _, q := range j.ev.Leavers {
+			if q.PID == last[k].rep.PID {
+				end = q.At
+			}
 		}
 		if behind := end - last[k].scheduled; behind > 2*time.Second {
 			j.void("%s was %v behind its schedule on %s at its end: it was blocked", s.Name, behind.Round(time.Millisecond), s.Topic)

@@ -66,8 +66,11 @@ type drill struct {
 	rng    *rand.Rand
 	proxy  *proxy.Proxy // of the first publisher, in scenarios with spools
 	tmp    string       // the masters' temporary folder; "": the usual one
-	phase  string
-	said   time.Time
+
+	embedded bool // the hub is in one of the programs
+
+	phase string
+	said  time.Time
 
 	lineages int      // of the matrix, ever
 	previous *lineage // serves until the next one does
@@ -293,24 +296,32 @@ func (d *drill) startWith(flags, worker []string) error {
 	if err := begin(); err != nil {
 		return err
 	}
-	p, err := d.startMaster("master", d.sc.workers, flags, worker)
+	return inTurn(func() error { return d.startWorkers("master", flags, worker) }, d.startShops)
+}
+
+// startWorkers starts a master, and waits for its workers.
+func (d *drill) startWorkers(name string, flags, worker []string) error {
+	p, err := d.startMaster(name, d.sc.workers, flags, worker)
 	if err != nil {
 		return err
 	}
-	if err := d.until(patience, func() bool { return d.m.ready > 0 || p.exited() }); err != nil {
+	if err := d.until(patience, func() bool { return d.m.announced(p.pid()) || p.exited() }); err != nil {
 		return err
 	}
 	if p.exited() {
 		return p.died()
 	}
-	return d.startShops()
+	return nil
 }
 
 // env is what masters and publishers find in their environment.
 func (d *drill) env() []string {
 	url := d.hub.url
-	if d.sc.slow {
+	switch {
+	case d.sc.slow:
 		url = d.through(d.proxy)
+	case d.embedded:
+		url = "embed:" + d.hubDir()
 	}
 	return []string{d.urlIn(url), witness.EnvDir + "=" + d.Dir, "TIDINGS_ROUTES="}
 }
@@ -366,7 +377,7 @@ func (d *drill) launch(name string, env, argv []string) (*proc, error) {
 }
 
 func (d *drill) startHub(name string) error {
-	argv := append(slices.Clone(d.Hub), "--dir", filepath.Join(d.Dir, "hub"), "--listen", "127.0.0.1:0", "--monitor", "127.0.0.1:0")
+	argv := append(slices.Clone(d.Hub), "--dir", d.hubDir(), "--listen", "127.0.0.1:0", "--monitor", "127.0.0.1:0")
 	var env []string
 	if d.sc.traced {
 		argv, env = d.traced(argv), []string{"TIDINGS_MUTANT=" + d.Mutant}
@@ -466,6 +477,11 @@ func (d *drill) running() (pids []int) {
 	}
 	for _, pid := range d.m.all {
 		if !d.masterGone(pid) && unix.Kill(pid, 0) == nil {
+			pids = append(pids, pid)
+		}
+	}
+	for _, pid := range d.m.hubs {
+		if !d.m.gone(pid) && unix.Kill(pid, 0) == nil {
 			pids = append(pids, pid)
 		}
 	}

@@ -5,7 +5,9 @@ package drill_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -80,6 +82,9 @@ func processesOf(t *testing.T, dir string) (found []string) {
 func hubAddr(t *testing.T, dir string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, "hub.log"))
+	if errors.Is(err, fs.ErrNotExist) { // a master keeps it
+		b, err = os.ReadFile(filepath.Join(dir, "hub", "hub.log"))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ type Scenario struct {
 	slow      bool // the way to the hub
 	traced    bool // the hub
 	clustered bool // it is three
+	kept      bool // the hub is the master's, then the programs'
 	run       func(*drill) error
 }
 
@@ -58,6 +59,8 @@ func Scenarios() []Scenario {
 			workers: 2, rate: 200, traced: true, run: (*drill).synced},
 		{Name: "cluster", About: "three hubs are a cluster, with every stream on each; one after the other is killed with -9 and started again; then a deploy",
 			workers: 2, rate: 200, outages: nodes, clustered: true, run: (*drill).cluster},
+		{Name: "hub", About: "the hub under tidings run --hub: deploys, and a kill -9 of it; then embed:DIR, and a kill -9 of whoever has the hub in itself",
+			workers: 2, rate: 400, outages: 2 + leastHosts, kept: true, run: (*drill).keptHub},
 		{Name: "signals", About: "every signal, in every state of a master, to masters and workers",
 			rate: 300, run: (*drill).matrix},
 	}

@@ -44,7 +44,7 @@ func (d *drill) traced(hub []string) []string {
 
 // noteTracee has signals go to the hub, and not to who traces it.
 func (d *drill) noteTracee() error {
-	b, err := os.ReadFile(filepath.Join(d.Dir, "hub", "lock"))
+	b, err := os.ReadFile(filepath.Join(d.hubDir(), "lock"))
 	if err != nil {
 		return err
 	}

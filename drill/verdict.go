@@ -38,7 +38,8 @@ type Verdict struct {
 	Violations []Violation `json:"violations"`
 	Void       []string    `json:"void"` // why the run proves nothing
 	Publishers []Publisher `json:"publishers"`
-	InFlight   int         `json:"in_flight"` // events that leaving workers began after they were asked to go
+	Moves      []Move      `json:"moves,omitempty"` // of the hub
+	InFlight   int         `json:"in_flight"`       // events that leaving workers began after they were asked to go
 	Evidence   *Evidence   `json:"evidence,omitempty"`
 }
 
@@ -107,6 +108,7 @@ const (
 	RuleEnd         = "end state"
 	RuleProcess     = "process"
 	RuleStream      = "stream"
+	RuleHub         = "touched the hub"
 	RuleUnsynced    = "unsynced"
 	RuleEffect      = "effect of a signal"
 )
@@ -179,7 +181,7 @@ type judge struct {
 	dead     map[*Reporter]Death // publishers that were killed
 	possible map[eventKey]bool   // doubled, as was announced
 
-	accepted, order, keys, letters, redrive, receipts, counts, deploys, ledger, end, effects, synced, evidence *Row
+	accepted, order, keys, letters, redrive, receipts, counts, deploys, ledger, end, effects, synced, kept, moved, evidence *Row
 }
 
 // Judge compares what the processes wrote with what was done to them. It changes
@@ -208,6 +210,8 @@ func Judge(led *Ledger, ev *Evidence, lim Limits) *Verdict {
 	j.judgeLedger()
 	j.judgeEnd()
 	j.judgeSynced()
+	j.judgeKept()
+	j.judgeMoves()
 	j.judgeEvidence()
 	j.judgeSpools()
 	j.judgeCells()
@@ -259,6 +263,12 @@ func (j *judge) makeRows() {
 	}
 	if j.ev.Synced != nil {
 		j.synced = row("acknowledged = on the disk", false)
+	}
+	if slices.ContainsFunc(j.ev.Deploys, func(d Deploy) bool { return d.Hub != nil }) {
+		j.kept = row("deploys leave the hub alone", false)
+	}
+	if slices.ContainsFunc(j.ev.Outages, func(o Outage) bool { return o.Host != "" }) {
+		j.moved = row("the hub is soon there again", false)
 	}
 	j.evidence = row("evidence", false)
 }
