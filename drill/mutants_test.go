@@ -19,7 +19,7 @@ import (
 	"github.com/tidings-go/tidings/supervisor"
 )
 
-var mutants = flag.Bool("mutants", false, "drill binaries with planted defects: eight minutes")
+var mutants = flag.Bool("mutants", false, "drill binaries with planted defects: nine minutes")
 
 // A drill that finds nothing proves something only if it would have found what is
 // wrong. Each of these is a defect that real applications have had. Run it with
@@ -27,11 +27,12 @@ var mutants = flag.Bool("mutants", false, "drill binaries with planted defects: 
 //	go test ./drill -run Mutants -mutants
 func TestMutants(t *testing.T) {
 	if !*mutants {
-		t.Skip("takes eight minutes: run with -mutants")
+		t.Skip("takes nine minutes: run with -mutants")
 	}
 	bin := buildCLI(t, "-tags", "mutants")
 	cells := func(names string) []string { return []string{"--signals", "--cells=^(" + names + ")$"} }
 	outage := []string{"--scenario=outage", "--for=6s"}
+	hub := []string{"--scenario=hub", "--for=6s"}
 	failing := []string{"--scenario=sole", "--for=6s"} // the shortest in which handlers fail
 	for _, m := range []struct {
 		name, promise, rule string
@@ -55,6 +56,8 @@ func TestMutants(t *testing.T) {
 		{"batch-duplicate-taken", "durable, hub restart", drill.RuleLost, outage},
 		{"doubt-not-looked-up", "durable, hub away", drill.RuleDoubled, outage},
 		{"hub-not-synced", "acknowledged = on the disk", drill.RuleUnsynced, []string{"--scenario=sync", "--for=6s"}},
+		{"upgrade-stops-hub", "deploys leave the hub alone", drill.RuleHub, hub},
+		{"takeover-forgets", "durable, hub moved", drill.RuleStream, hub},
 		{"no-heartbeat", "durable, slow handler", drill.RuleRedelivered, []string{"--scenario=slow", "--for=6s"}},
 	} {
 		t.Run(m.name, func(t *testing.T) {

@@ -171,3 +171,6 @@ func (c Config) withDefaults() (Config, error) {
 // mutantStopBeforeReady is a defect on purpose, for the drill: HUP ends the old
 // workers before it starts new ones, as Unicorn does. See package mutant.
 const mutantStopBeforeReady = "stop-before-ready"
+
+// mutantStopsHub is another: a master that is replaced takes its hub along.
+const mutantStopsHub = "upgrade-stops-hub"

@@ -15,6 +15,8 @@ import (
 
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
+
+	"github.com/tidings-go/tidings/internal/mutant"
 )
 
 // A Hub is a broker that the master keeps on a directory beside its workers. It is a
@@ -387,6 +389,9 @@ func (m *master) endHub(now time.Time) (done bool) {
 // leaveHub is why the hub is not this master's to end; empty: it is.
 func (m *master) leaveHub() string {
 	h := m.hub
+	if mutant.On(mutantStopsHub) {
+		return ""
+	}
 	if m.child != 0 || m.parent.alive() {
 		return "the other master uses it"
 	}
