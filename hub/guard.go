@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
 )
 
 // When a disk is too full. What the streams may still take can be less than what is
@@ -39,11 +42,13 @@ type guard struct {
 	disk     disk
 	full     bool
 	unwrite  error // why nothing can be written, nil if it can
+	gone     bool  // the store was removed while the server has it open; until the hub is started again
 	enabled  bool  // JetStream
 	healing  bool
 	stopping bool
 
 	// The loop's own.
+	store   fs.FileInfo // as it was first
 	probed  time.Time
 	healed  time.Time // last tried
 	said    string    // what was reported last
@@ -67,7 +72,11 @@ func (g *guard) run(ctx context.Context) {
 
 // look finds out how things are.
 func (g *guard) look() {
-	d, err := diskOf(g.h.dir.store())
+	d, err := diskOf(g.h.dir.path)
+	if g.removed() {
+		g.lose()
+		return
+	}
 	unwrite := g.unwritable()
 	if broken := g.h.log.fault() != "" || unwrite != nil; broken || time.Since(g.probed) >= probeEvery {
 		g.probed = time.Now()
@@ -81,6 +90,37 @@ func (g *guard) look() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.disk, g.full, g.unwrite, g.enabled = d, d.full(more), unwrite, enabled
+}
+
+// removed reports whether the store is another directory than it was, or none: by rm, or
+// by what cleans /tmp. The server writes on into files that nobody will find again, and
+// acknowledges that.
+func (g *guard) removed() bool {
+	st, err := os.Stat(filepath.Join(g.h.dir.store(), server.JetStreamStoreDir))
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	if g.store == nil {
+		g.store = st
+	}
+	return !os.SameFile(g.store, st)
+}
+
+// lose has the server take nothing any more.
+func (g *guard) lose() {
+	g.mu.Lock()
+	before := g.gone
+	g.gone, g.enabled = true, false
+	g.mu.Unlock()
+	if before {
+		return
+	}
+	g.h.cfg.Logger.Error("hub: no durable event is taken: the store was removed while the hub had it open, and what lay in it is lost: restart the hub, which begins with an empty one, and restore a backup if there is one (tidings restore)", "store", g.h.dir.store())
+	g.h.reloading.Lock()
+	defer g.h.reloading.Unlock()
+	if err := g.h.srv.ShutdownJetStream(); err != nil {
+		g.h.cfg.Logger.Error("hub: JetStream could not be stopped", "err", err)
+	}
 }
 
 func (g *guard) unwritable() error {
@@ -104,8 +144,11 @@ func (g *guard) probe() error {
 func (g *guard) act() {
 	log := g.h.cfg.Logger
 	g.mu.Lock()
-	full, d, unwrite, enabled := g.full, g.disk, g.unwrite, g.enabled
+	full, d, unwrite, enabled, gone := g.full, g.disk, g.unwrite, g.enabled, g.gone
 	g.mu.Unlock()
+	if gone {
+		return
+	}
 	if full != g.saidFul {
 		if g.saidFul = full; full {
 			log.Warn("hub: the disk is nearly full: when it is, no durable event is taken; make room, or move the hub's directory to a larger disk", "dir", g.h.dir.path, "free", d.free, "total", d.total)
@@ -205,6 +248,9 @@ func (g *guard) reasons() []string {
 	}
 	if g.healing {
 		why = append(why, "JetStream is being started again")
+	}
+	if g.gone {
+		why = append(why, "the store was removed while the hub had it open: restart the hub")
 	}
 	if !g.enabled {
 		why = append(why, "JetStream is off: no durable event is taken")

@@ -3,11 +3,14 @@ package hub
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net/http"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
@@ -117,4 +120,37 @@ func TestReadyzSeesThatJetStreamIsOff(t *testing.T) {
 	if code, _ := ask(t, h.HealthURL()+"/healthz"); code != http.StatusOK {
 		t.Error("healthz:", code)
 	}
+}
+
+// Without its store a hub acknowledges nothing: it would write into files that nobody
+// finds again.
+func TestAStoreThatIsRemoved(t *testing.T) {
+	dir := t.TempDir()
+	var log logBuffer
+	h := mustStart(t, Options{Dir: dir, Health: "127.0.0.1:0", Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	shop := run(t, h.URL(), "shop", tidings.Options{Routes: durable("order.>")})
+	if err := shop.Publish(within(t), "order.placed", 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(h.dir.store()); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Until(t, patience, func() bool { return strings.Contains(log.String(), "the store was removed") })
+	testkit.Until(t, patience, func() bool { return !h.srv.JetStreamEnabled() })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := shop.Publish(ctx, "order.placed", 2); err == nil {
+		t.Error("an event was accepted that is nowhere")
+	}
+	if code, why := ask(t, h.HealthURL()+"/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(why, "restart the hub") {
+		t.Errorf("readyz is %d: %s", code, why)
+	}
+	if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
+		t.Errorf("%d errors in the log, want one:\n%s", n, log.String())
+	}
+	if _, err := h.Stop(within(t)); err != nil {
+		t.Error(err)
+	}
+	again := mustStart(t, Options{Dir: dir})
+	run(t, again.URL(), "shop", tidings.Options{Routes: durable("order.>")})
 }
