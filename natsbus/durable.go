@@ -128,7 +128,7 @@ func (d *durable) bind(stream, consumer string, created time.Time) {
 	d.stream, d.consumer = stream, consumer
 	d.memory = d.c.memoryOf(stream, consumer)
 	if d.memory.of(created) && d.epoch > 0 {
-		d.c.report(fmt.Errorf("natsbus: stream %s was made anew: what was taken from the old one and is not settled (%d events) cannot be acknowledged", stream, len(d.inflight)))
+		d.c.report(fmt.Errorf("natsbus: stream %s was made anew: what waited in the old one is gone; %d events of it were taken by this subscription, and cannot be acknowledged", stream, len(d.inflight)))
 		clear(d.inflight)
 		d.cutLine()
 		d.health.created = time.Time{} // that of the new one is no news
