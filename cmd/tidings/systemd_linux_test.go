@@ -291,3 +291,39 @@ func TestSystemdStopsBothMasters(t *testing.T) {
 		t.Errorf("when systemctl stop returns, not all have ended:\n%s", strings.Join(m.journal(), "\n"))
 	}
 }
+
+// The hub that a master keeps is the same one over reloads and a new master, and ends with
+// the service, after the last worker.
+func TestSystemdKeepsTheHub(t *testing.T) {
+	needSystemd(t)
+	m := bootMachine(t, "")
+	m.edit("    -- ./pay", "    --hub=/var/lib/pay/hub --hub-listen=127.0.0.1:0 -- ./pay")
+	hub := func() int {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(m.dir, "lib/pay/hub/lock"))
+		must(t, err)
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		must(t, err)
+		return pid
+	}
+	m.do("start", unit)
+	first := hub()
+	m.do("reload", unit)
+	m.untilShown(unit, "StatusText", "of generation 2 ready")
+	old := m.mainPID(unit)
+	m.execAgain(old)
+	m.signal(old, "QUIT")
+	m.until("the old master ends", func() bool { return !m.alive(old) })
+	m.pass(time.Second) // in a tenth of that the new master tells systemd that it is its child now
+	if now := hub(); now != first || !m.alive(first) {
+		t.Errorf("the hub is process %d, it was %d", now, first)
+	}
+	m.order("at the stop", 2*time.Second)
+	m.untilNoted("begins at the stop")
+	m.do("stop", unit)
+	m.expect(unit, "Result", "success")
+	if m.alive(first) {
+		t.Error("the hub runs on without its service")
+	}
+	m.handledOnce("at the stop")
+}
