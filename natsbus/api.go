@@ -24,21 +24,26 @@ func (r *refusal) Error() string {
 	return fmt.Sprintf("no permission to publish to %q: allow it for this user on the server", r.subject)
 }
 
-// apiPatience is after how long something is asked again. A cluster without a
+// apiPatience is after how long a change is asked for again. A cluster without a
 // leader, as after its start, does not answer at all; whatever is asked may be
 // asked twice.
 const apiPatience = 2 * time.Second
 
 // api runs f, which asks what op of JetStream's API, and says the way out when
-// that fails.
+// that fails. What only looks is asked by [inquire].
 func (c *conn) api(ctx context.Context, op string, f func(context.Context) error) error {
+	return c.mayBeRefused(ctx, op, func(ctx context.Context) error { return c.untilAnswered(ctx, f) })
+}
+
+// mayBeRefused ends f if there is no permission for op.
+func (c *conn) mayBeRefused(ctx context.Context, op string, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	key := &op
 	c.mu.Lock()
 	c.asking[key] = cancel
 	c.mu.Unlock()
-	err := c.untilAnswered(ctx, f)
+	err := f(ctx)
 	c.mu.Lock()
 	delete(c.asking, key)
 	c.mu.Unlock()
@@ -58,8 +63,15 @@ func (c *conn) untilAnswered(ctx context.Context, f func(context.Context) error)
 		err := f(try)
 		late := try.Err() != nil
 		cancel()
-		if err == nil || !late || ctx.Err() != nil {
+		if err == nil || !late && !undecided(err) || ctx.Err() != nil {
 			return err
+		}
+		if !late {
+			select {
+			case <-time.After(jitter(askEvery)):
+			case <-ctx.Done():
+				return err
+			}
 		}
 	}
 }

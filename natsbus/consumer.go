@@ -34,11 +34,11 @@ func consumerName(group, subject string) string {
 	return readable[:min(len(readable), 80)] + "-" + hex.EncodeToString(sum[:5])
 }
 
-// findConsumer finds the stream that covers a subject and makes sure of the
-// group's consumer there. It returns when the stream was created, too: with
-// another one, sequences begin again.
-func (c *conn) findConsumer(ctx context.Context, group, subject string) (stream, consumer string, created time.Time, err error) {
-	info, err := c.streamOf(ctx, subject)
+// findConsumer finds the stream that covers a subject, which was last known to be
+// where, and makes sure of the group's consumer there. It returns when the stream was
+// created, too: with another one, sequences begin again.
+func (c *conn) findConsumer(ctx context.Context, where, group, subject string) (stream, consumer string, created time.Time, err error) {
+	info, err := c.streamAt(ctx, where, subject)
 	if err != nil {
 		return "", "", created, err
 	}
@@ -62,6 +62,23 @@ func (c *conn) mayPull(ctx context.Context, stream, consumer string) error {
 		return err
 	}
 	return nil // it is pulled from in a moment; what is wrong then is seen and healed
+}
+
+// streamAt is streamOf for a subject that a stream of that name has, as far as is known,
+// and as a rule has still. That is up to the stream's own leader; who lists streams needs
+// that of the cluster and of each of them, too, and any of those may be the one that died.
+func (c *conn) streamAt(ctx context.Context, name, subject string) (*jetstream.StreamInfo, error) {
+	if name == "" {
+		return c.streamOf(ctx, subject)
+	}
+	info, err := c.streamInfo(ctx, name)
+	switch {
+	case err == nil && covers(info, subject):
+		return info, nil
+	case err == nil, errors.Is(err, jetstream.ErrStreamNotFound), errors.As(err, new(*refusal)):
+		return c.streamOf(ctx, subject)
+	}
+	return nil, err
 }
 
 // streamOf finds the stream that has all of a subject. When there is none, and
@@ -213,15 +230,8 @@ func (c *conn) wantedAckWait() time.Duration {
 	return ackWait
 }
 
-func (c *conn) consumerInfo(ctx context.Context, stream, name string) (info *jetstream.ConsumerInfo, err error) {
-	err = c.api(ctx, "CONSUMER.INFO."+stream+"."+name, func(ctx context.Context) error {
-		got, err := c.js.Consumer(ctx, stream, name)
-		if err == nil {
-			info = got.CachedInfo()
-		}
-		return err
-	})
-	return info, err
+func (c *conn) consumerInfo(ctx context.Context, stream, name string) (*jetstream.ConsumerInfo, error) {
+	return inquire[jetstream.ConsumerInfo](ctx, c, "CONSUMER.INFO."+stream+"."+name, nil)
 }
 
 // consumers returns all there are of a stream. It asks for each by itself:
@@ -246,11 +256,11 @@ func (c *conn) consumers(ctx context.Context, stream string) (all []*jetstream.C
 
 func (c *conn) consumerNames(ctx context.Context, stream string) (names []string, err error) {
 	for {
-		var page struct {
+		page, err := inquire[struct {
 			Total     int      `json:"total"`
 			Consumers []string `json:"consumers"`
-		}
-		if err := c.request(ctx, "CONSUMER.NAMES."+stream, map[string]int{"offset": len(names)}, &page); err != nil {
+		}](ctx, c, "CONSUMER.NAMES."+stream, map[string]int{"offset": len(names)})
+		if err != nil {
 			return nil, err
 		}
 		names = append(names, page.Consumers...)

@@ -90,7 +90,7 @@ func (c *conn) subscribeDurable(ctx context.Context, s adapter.Spec) (adapter.Su
 	if d.max <= 0 {
 		d.max = defaultInFlight
 	}
-	stream, consumer, created, err := c.findConsumer(ctx, s.Group, d.filter)
+	stream, consumer, created, err := c.findConsumer(ctx, "", s.Group, d.filter)
 	if err != nil {
 		return nil, fmt.Errorf("natsbus: durable subscription of group %q to %q: %w", s.Group, s.Pattern, err)
 	}
@@ -106,8 +106,8 @@ func (c *conn) subscribeDurable(ctx context.Context, s adapter.Spec) (adapter.Su
 		}
 		return nil, fmt.Errorf("natsbus: durable subscription of group %q to %q: %w", s.Group, s.Pattern, err)
 	}
-	if got, err := c.js.Consumer(ctx, stream, consumer); err == nil {
-		d.health.created = got.CachedInfo().Created
+	if info, err := c.consumerInfo(ctx, stream, consumer); err == nil {
+		d.health.created = info.Created
 	}
 	d.enrol(ctx, created)
 	d.heard = time.Now()

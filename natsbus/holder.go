@@ -115,15 +115,17 @@ func (c *conn) nextMessage(ctx context.Context, stream, subject string, from uin
 		Seq  uint64 `json:"seq"`
 		Next string `json:"next_by_subj"`
 	}{from, subject}
-	var got struct {
+	got, err := inquire[struct {
 		Message struct {
 			Seq  uint64    `json:"seq"`
 			Time time.Time `json:"time"`
 		} `json:"message"`
-	}
-	err = c.request(ctx, "STREAM.MSG.GET."+stream, req, &got)
-	if errCode(err) == jsNoMessage {
+	}](ctx, c, "STREAM.MSG.GET."+stream, req)
+	switch {
+	case errCode(err) == jsNoMessage:
 		return 0, at, nil
+	case err != nil:
+		return 0, at, err
 	}
-	return got.Message.Seq, got.Message.Time, err
+	return got.Message.Seq, got.Message.Time, nil
 }

@@ -42,11 +42,8 @@ func (c *conn) placeRoutes(ctx context.Context, inWriter func(func())) {
 	var forgetful []string
 	for _, route := range c.cfg.Durable {
 		subject := c.subject(route)
-		near, err := c.streamsNear(ctx, subject)
-		for _, info := range near {
-			if !covers(info, subject) {
-				continue
-			}
+		info, err := c.streamAt(ctx, c.ownStream(), subject)
+		if err == nil {
 			if err = c.improve(ctx, info); info.Config.AllowMsgTTL {
 				forgetful = append(forgetful, subject)
 			}

@@ -242,7 +242,7 @@ func (d *durable) check(after time.Duration) {
 		return
 	}
 	d.checkN++
-	n := d.checkN
+	n, where := d.checkN, d.stream
 	d.checking = loop.Go(func(ctx context.Context) {
 		select {
 		case <-time.After(after):
@@ -255,7 +255,7 @@ func (d *durable) check(after time.Duration) {
 		var stream, consumer string
 		var created time.Time
 		if err == nil {
-			stream, consumer, created, err = d.c.findConsumer(try, d.spec.Group, d.filter)
+			stream, consumer, created, err = d.c.findConsumer(try, where, d.spec.Group, d.filter)
 		}
 		d.post(func() {
 			if n == d.checkN {

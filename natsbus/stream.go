@@ -130,25 +130,30 @@ func (c *conn) ensure(ctx context.Context, d Declaration, manage bool) (*Plan, e
 // plan compares what is declared with what is there.
 func (c *conn) plan(ctx context.Context, d Declaration) (*Plan, error) {
 	p := &Plan{App: d.App, Stream: streamName(c.cfg.Prefix, d.App), Elsewhere: map[string]string{}, declared: d.Settings}
+	own, err := c.streamInfo(ctx, p.Stream)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		own = nil
+	case err != nil:
+		return nil, fmt.Errorf("natsbus: stream %s: %w", p.Stream, err)
+	default:
+		p.have = own.Config
+		_, p.Differences = d.settle(own.Config)
+	}
 	for _, pattern := range d.Durable {
+		if own != nil && covers(own, c.subject(pattern)) {
+			continue // and no other stream has any of it
+		}
 		if err := c.place(ctx, p, pattern); err != nil {
 			return nil, fmt.Errorf("natsbus: durable route %q: %w", pattern, err)
 		}
 	}
-	info, err := c.streamInfo(ctx, p.Stream)
-	switch {
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		p.Create = len(p.Add) > 0
-	case err != nil:
-		return nil, fmt.Errorf("natsbus: stream %s: %w", p.Stream, err)
-	default:
-		p.have = info.Config
-		_, p.Differences = d.settle(info.Config)
-	}
+	p.Create = own == nil && len(p.Add) > 0
 	return p, nil
 }
 
-// place finds the stream that has a pattern, or plans to add it.
+// place finds the stream that has a pattern which the app's own has not, or plans to add
+// it there.
 func (c *conn) place(ctx context.Context, p *Plan, pattern string) error {
 	subject := c.subject(pattern)
 	near, err := c.streamsNear(ctx, subject)
@@ -159,11 +164,12 @@ func (c *conn) place(ctx context.Context, p *Plan, pattern string) error {
 		if !covers(info, subject) {
 			continue
 		}
-		if info.Config.Name != p.Stream {
-			p.Elsewhere[pattern] = info.Config.Name
-			if info.Config.Metadata[metaApp] == "" {
-				p.foreign = append(p.foreign, info)
-			}
+		if info.Config.Name == p.Stream {
+			return nil // by now
+		}
+		p.Elsewhere[pattern] = info.Config.Name
+		if info.Config.Metadata[metaApp] == "" {
+			p.foreign = append(p.foreign, info)
 		}
 		return nil
 	}
@@ -266,37 +272,34 @@ func (c *conn) replicas() int {
 	return 1
 }
 
-func (c *conn) streamInfo(ctx context.Context, name string) (info *jetstream.StreamInfo, err error) {
-	err = c.api(ctx, "STREAM.INFO."+name, func(ctx context.Context) error {
-		s, err := c.js.Stream(ctx, name)
-		if err == nil {
-			info = s.CachedInfo()
-		}
-		return err
-	})
-	return info, err
+func (c *conn) streamInfo(ctx context.Context, name string) (*jetstream.StreamInfo, error) {
+	return inquire[jetstream.StreamInfo](ctx, c, "STREAM.INFO."+name, nil)
 }
 
-// streamsNear returns the streams that share subjects with subject.
+// streamsNear returns the streams that share subjects with subject; with all, if that is
+// empty.
 func (c *conn) streamsNear(ctx context.Context, subject string) (near []*jetstream.StreamInfo, err error) {
-	return c.listStreams(ctx, jetstream.WithStreamListSubject(subject))
+	for {
+		page, err := inquire[streamPage](ctx, c, "STREAM.LIST", map[string]any{"offset": len(near), "subject": subject})
+		if err != nil {
+			return nil, err
+		}
+		near = append(near, page.Streams...)
+		if len(page.Streams) == 0 || len(near) >= page.Total {
+			return near, nil
+		}
+	}
 }
 
-func (c *conn) listStreams(ctx context.Context, o ...jetstream.StreamListOpt) (all []*jetstream.StreamInfo, err error) {
-	err = c.api(ctx, "STREAM.LIST", func(ctx context.Context) error {
-		all = nil // it may be asked again
-		list := c.js.ListStreams(ctx, o...)
-		for info := range list.Info() {
-			all = append(all, info)
-		}
-		return list.Err()
-	})
-	return all, err
+func (c *conn) listStreams(ctx context.Context) ([]*jetstream.StreamInfo, error) {
+	return c.streamsNear(ctx, "")
 }
 
 func covers(info *jetstream.StreamInfo, subject string) bool {
 	return slices.ContainsFunc(info.Config.Subjects, func(s string) bool { return topic.Covers(s, subject) })
 }
+
+func (c *conn) ownStream() string { return streamName(c.cfg.Prefix, c.cfg.App) }
 
 // streamName is that of an app's own stream.
 func streamName(prefix, app string) string {
