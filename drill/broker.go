@@ -72,18 +72,23 @@ func (b broker) state(ctx context.Context, topics []string) (StreamState, EndSta
 	return s, end, err
 }
 
-// with asks the hub's JetStream something.
-func (b broker) with(ask func(jetstream.JetStream) error) error {
+// connect makes a connection of the drill's own.
+func (b broker) connect(o ...nats.Option) (*nats.Conn, error) {
 	raw, query, _ := strings.Cut(b.url, "?")
 	q, err := url.ParseQuery(query)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	token, err := os.ReadFile(q.Get("token-file"))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	nc, err := nats.Connect(raw, nats.Token(strings.TrimSpace(string(token))), nats.Name("tidings drill"))
+	return nats.Connect(raw, append(o, nats.Token(strings.TrimSpace(string(token))), nats.Name("tidings drill"))...)
+}
+
+// with asks the hub's JetStream something.
+func (b broker) with(ask func(jetstream.JetStream) error) error {
+	nc, err := b.connect()
 	if err != nil {
 		return err
 	}

@@ -10,8 +10,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/tidings-go/tidings/drill/witness"
@@ -27,15 +30,60 @@ type node struct {
 	life             int
 }
 
+// elections knows when nodes have last elected leaders: they tell whoever listens.
+type elections struct {
+	mu   sync.Mutex
+	last map[string]Mono // by "STREAM", or "STREAM.CONSUMER"
+}
+
+// elections listens until the connection ends. The node that it leads to may be killed:
+// nobody is elected before it leads to another.
+func (b broker) elections() (*elections, *nats.Conn, error) {
+	e := &elections{last: map[string]Mono{}}
+	nc, err := b.connect(nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	if err != nil {
+		return nil, nil, err
+	}
+	_, err = nc.Subscribe("$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>", func(m *nats.Msg) {
+		at := witness.Now()
+		_, of, _ := strings.Cut(m.Subject, ".LEADER_ELECTED.")
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.last[of] = at
+	})
+	if err = errors.Join(err, nc.Flush()); err != nil {
+		nc.Close()
+	}
+	return e, nc, err
+}
+
+// of is when, after an instant, the last leader of a stream and its consumers was elected;
+// 0 if none was.
+func (e *elections) of(stream string, after Mono) (last Mono) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for of, at := range e.last {
+		if at > after && (of == stream || strings.HasPrefix(of, stream+".")) {
+			last = max(last, at)
+		}
+	}
+	return last
+}
+
 // cluster kills one node after the other, and deploys.
 func (d *drill) cluster() error {
 	if err := d.start(); err != nil {
 		return err
 	}
+	elected, nc, err := d.hub.elections()
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
 	d.ev.WantDeploys = 1
 	var turns []turn
 	for _, n := range d.nodes {
-		turns = append(turns, turn{"kill -9 of " + n.name, Nodes, func() error { return d.killNode(n) }})
+		turns = append(turns, turn{"kill -9 of " + n.name, Nodes, func() error { return d.killNode(n, elected) }})
 	}
 	return d.perform(d.For/(nodes+3), append(turns, turn{"deploy 1", Deploys, d.deployUSR2})...)
 }
@@ -107,7 +155,7 @@ func (d *drill) listening(started ...*node) error {
 
 // killNode kills a node, waits until the others serve all clients, starts it again, and
 // waits until it has what they have: without that the next one would be one too many.
-func (d *drill) killNode(n *node) error {
+func (d *drill) killNode(n *node, elected *elections) error {
 	if err := d.until(2*patience, func() bool { return d.hub.whole(d.ctx) }); err != nil {
 		return fmt.Errorf("the cluster is not whole: %w", err)
 	}
@@ -137,7 +185,9 @@ func (d *drill) killNode(n *node) error {
 	if err := d.listening(n); err != nil {
 		return err
 	}
-	return d.until(2*patience, func() bool { return d.hub.whole(d.ctx) })
+	err = d.until(2*patience, func() bool { return d.hub.whole(d.ctx) })
+	d.ev.Outages[len(d.ev.Outages)-1].Elected = elected.of(o.Old.Name, o.Down)
+	return err
 }
 
 // whole reports whether every stream and every consumer has a leader and all its copies.

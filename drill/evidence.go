@@ -193,14 +193,15 @@ type Outage struct {
 	Host    string      `json:"host,omitempty"`    // who ran the hub, where that may be one of several; only the others are clients then
 	Next    string      `json:"next,omitempty"`    // who runs it afterwards
 	PID     int         `json:"pid"`
-	Killed  bool        `json:"killed,omitempty"` // with -9: it has closed nothing
-	Down    Mono        `json:"down"`             // just before the signal to stop was sent
-	Gone    Mono        `json:"gone"`             // when its process had exited
-	Up      Mono        `json:"up"`               // when it answered again
-	Back    Mono        `json:"back"`             // when every client was seen connected again
-	Before  int         `json:"before"`           // client connections before
-	Closed  int         `json:"closed"`           // client connections the hub said it closed, or the network ended
-	After   int         `json:"after"`            // client connections once all were back
+	Killed  bool        `json:"killed,omitempty"`  // with -9: it has closed nothing
+	Down    Mono        `json:"down"`              // just before the signal to stop was sent
+	Gone    Mono        `json:"gone"`              // when its process had exited
+	Up      Mono        `json:"up"`                // when it answered again
+	Elected Mono        `json:"elected,omitempty"` // of a node, when the stream and its groups had leaders again; 0: they had lost none
+	Back    Mono        `json:"back"`              // when every client was seen connected again
+	Before  int         `json:"before"`            // client connections before
+	Closed  int         `json:"closed"`            // client connections the hub said it closed, or the network ended
+	After   int         `json:"after"`             // client connections once all were back
 	Old     StreamState `json:"old"`
 	New     StreamState `json:"new"`
 }

@@ -118,6 +118,19 @@ func (j *judge) judgeGaps() {
 		for i := 1; i < len(at); i++ {
 			row := j.rowAt(durable[x], at[i-1]+lookahead)
 			row.Gap = max(row.Gap, ms(at[i]-at[i-1]))
+			if durable[x] {
+				j.stall(at[i-1], at[i])
+			}
+		}
+	}
+}
+
+// stall notes that no durable event of a subscription was begun between two instants, if
+// a node was killed there or the leaders were elected that it had been.
+func (j *judge) stall(from, to Mono) {
+	for i, o := range j.ev.Outages {
+		if o.kind() == Nodes && from < max(o.Up, o.Elected) && to > o.Down {
+			j.stalls[i] = max(j.stalls[i], to-from)
 		}
 	}
 }
@@ -386,7 +399,7 @@ func (j *judge) done() string {
 	note(outages[Outages], "%d restarts of the hub")
 	note(outages[Takeover], "%d moves of the hub")
 	note(outages[Networks], "%d network faults")
-	note(outages[Nodes], "%d nodes killed")
+	note(outages[Nodes], "%d nodes killed (%s)", j.stalled())
 	note(len(j.ev.Crashes), "%d processes killed by an event")
 	var away time.Duration
 	for _, s := range j.ev.Away {
@@ -394,6 +407,19 @@ func (j *judge) done() string {
 	}
 	note(len(j.ev.Away), "%d times no worker (%v in all)", away.Round(time.Millisecond))
 	return strings.Join(notes, ", ")
+}
+
+// stalled is for how long nothing was handled around the death of each node, and of that,
+// how long the stream or one of its groups had no leader: then nothing can be accepted, or
+// handled, by whatever client.
+func (j *judge) stalled() string {
+	var all []string
+	for i, o := range j.ev.Outages {
+		if o.kind() == Nodes {
+			all = append(all, fmt.Sprintf("%v without an event, of which %v without a leader", round(ms(j.stalls[i])), round(ms(max(o.Elected-o.Down, 0)))))
+		}
+	}
+	return strings.Join(all, "; ")
 }
 
 // A Publisher is how one publisher kept to its open-loop schedule on one topic.

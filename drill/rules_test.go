@@ -3,6 +3,7 @@ package drill
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -234,10 +235,45 @@ func TestUnionOverGroupsDoesNotHideADeafOne(t *testing.T) {
 // network makes the restart of the hub a fault of the network.
 func (r *run) network() {
 	r.ev.Outages[0].Network = "cut"
+	r.rename(Networks)
+}
+
+// node makes it the death of a node, and the next leader as much later.
+func (r *run) node(elected time.Duration) {
+	o := &r.ev.Outages[0]
+	o.Node, o.Elected = "node-1", o.Down+elected
+	r.rename(Nodes)
+}
+
+func (r *run) rename(kind Kind) {
 	for i := range r.ev.Phases {
 		if r.ev.Phases[i].Kind == Outages {
-			r.ev.Phases[i].Kind = Networks
+			r.ev.Phases[i].Kind = kind
 		}
+	}
+}
+
+// How long nothing was handled after the death of a node is shown beside how much of that
+// is the elections'.
+func TestTheStallOfADeadNodeIsShown(t *testing.T) {
+	r := soundRun()
+	r.node(150 * time.Millisecond)
+	o := r.ev.Outages[0]
+	last, first := 0, 0 // before it and after it
+	for n := 1; n <= events; n++ {
+		switch {
+		case published(n) < o.Down:
+			last = n
+		case published(n) < o.Down+200*time.Millisecond:
+			r.forget(worker(n), durable, n)
+		case first == 0:
+			first = n
+		}
+	}
+	v := r.judge()
+	want := fmt.Sprintf("1 nodes killed (%v without an event, of which 150ms without a leader)", (published(first) - published(last)).Round(time.Millisecond))
+	if note := row(t, v, "evidence").Note; !strings.Contains(note, want) {
+		t.Errorf("%q says nothing of %q", note, want)
 	}
 }
 

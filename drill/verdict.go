@@ -177,6 +177,7 @@ type judge struct {
 
 	programs map[program]bool // that have begun something
 	losses   []loss           // of live events
+	stalls   []time.Duration  // by outage
 
 	dead     map[*Reporter]Death // publishers that were killed
 	possible map[eventKey]bool   // doubled, as was announced
@@ -192,7 +193,7 @@ func Judge(led *Ledger, ev *Evidence, lim Limits) *Verdict {
 		pubs: map[eventKey]*publication{}, got: map[deliveryKey][]*handling{},
 		reps: map[int]*Reporter{}, killed: map[*Reporter]Kill{}, acked: map[reporterKey]bool{}, rows: map[rowKey]*Row{},
 		plans: map[eventKey]*Entry{}, left: map[*Reporter]map[eventKey]*receipt{}, programs: map[program]bool{},
-		dead: map[*Reporter]Death{}, possible: map[eventKey]bool{},
+		dead: map[*Reporter]Death{}, possible: map[eventKey]bool{}, stalls: make([]time.Duration, len(ev.Outages)),
 	}
 	j.makeRows()
 	j.index()
