@@ -98,9 +98,7 @@ func (j *judge) judgeGaps() {
 	begins := map[Expectation][]Mono{}
 	durable := map[Expectation]bool{}
 	for _, x := range j.ev.Expect {
-		k := x
-		k.Durable = false
-		durable[k] = x.Durable
+		durable[Expectation{Topic: x.Topic, Pattern: x.Pattern, Group: x.Group}] = x.Durable
 	}
 	for k, hs := range j.got {
 		x := Expectation{Topic: k.topic, Pattern: k.pattern, Group: k.group}
