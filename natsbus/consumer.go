@@ -64,10 +64,14 @@ func (c *conn) mayPull(ctx context.Context, stream, consumer string) error {
 	return nil // it is pulled from in a moment; what is wrong then is seen and healed
 }
 
-// streamAt is streamOf for a subject that a stream of that name has, as far as is known,
-// and as a rule has still. That is up to the stream's own leader; who lists streams needs
-// that of the cluster and of each of them, too, and any of those may be the one that died.
+// streamAt is streamOf for a subject that a stream of that name has, as far as is known;
+// if nothing is, the app's own has what its routes declare, as a rule. To tell is up to
+// that stream's leader; who lists streams needs that of the cluster and of each of them,
+// too, and any of those may be the one that died.
 func (c *conn) streamAt(ctx context.Context, name, subject string) (*jetstream.StreamInfo, error) {
+	if name == "" && c.routeOf(subject) != "" {
+		name = streamName(c.cfg.Prefix, c.cfg.App)
+	}
 	if name == "" {
 		return c.streamOf(ctx, subject)
 	}

@@ -154,7 +154,7 @@ func (k *keeper) round(ctx context.Context) (again time.Duration) {
 	again = keepCalm
 	seen := map[string]bool{}
 	for _, route := range k.c.cfg.Durable {
-		info, err := k.c.streamAt(ctx, k.c.ownStream(), k.c.subject(route))
+		info, err := k.c.streamAt(ctx, "", k.c.subject(route))
 		if err != nil {
 			k.failed(ctx, fmt.Errorf("natsbus: durable route %q: %w", route, err))
 			continue
@@ -181,7 +181,7 @@ func (k *keeper) failed(ctx context.Context, err error) {
 func (k *keeper) answerAsk(ctx context.Context, a ask) {
 	ctx, cancel := context.WithTimeout(ctx, keepPatient)
 	defer cancel()
-	info, err := k.c.streamAt(ctx, k.c.ownStream(), a.subject)
+	info, err := k.c.streamAt(ctx, "", a.subject)
 	if err != nil {
 		a.answer <- look{why: err.Error()}
 		return

@@ -42,7 +42,7 @@ func (c *conn) placeRoutes(ctx context.Context, inWriter func(func())) {
 	var forgetful []string
 	for _, route := range c.cfg.Durable {
 		subject := c.subject(route)
-		info, err := c.streamAt(ctx, c.ownStream(), subject)
+		info, err := c.streamAt(ctx, "", subject)
 		if err == nil {
 			if err = c.improve(ctx, info); info.Config.AllowMsgTTL {
 				forgetful = append(forgetful, subject)

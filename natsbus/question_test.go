@@ -45,7 +45,7 @@ func overhear(t *testing.T, url, op string) (asked <-chan *nats.Msg, all func())
 	return heard, all
 }
 
-// Who opens with routes that his own stream has asks that one, and not for a list that the
+// Who opens with routes that his own stream has, or subscribes to them, asks that one, and not for a list that the
 // leaders of the cluster and of every such stream are needed for.
 func TestWhoOpensAsksHisOwnStream(t *testing.T) {
 	srv := testkit.Server(t)
@@ -55,7 +55,13 @@ func TestWhoOpensAsksHisOwnStream(t *testing.T) {
 	}
 	asked, all := overhear(t, srv.URL(), "STREAM.LIST")
 	a := open(t, srv.URL(), cfg)
+	got := make(chan adapter.Delivery, 1)
+	subscribe(t, a, adapter.Spec{Pattern: "order.placed", Group: "shop", Durable: true, Deliver: func(d adapter.Delivery) {
+		d.Settle.Ack(func(error) {})
+		got <- d
+	}})
 	publish(t, a, adapter.Durable, "1", "order.placed")
+	receive(t, got)
 	if err := a.Drain(within(t)); err != nil {
 		t.Fatal(err)
 	}

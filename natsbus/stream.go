@@ -299,8 +299,6 @@ func covers(info *jetstream.StreamInfo, subject string) bool {
 	return slices.ContainsFunc(info.Config.Subjects, func(s string) bool { return topic.Covers(s, subject) })
 }
 
-func (c *conn) ownStream() string { return streamName(c.cfg.Prefix, c.cfg.App) }
-
 // streamName is that of an app's own stream.
 func streamName(prefix, app string) string {
 	if prefix == "" {
