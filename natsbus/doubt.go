@@ -2,8 +2,10 @@ package natsbus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +21,8 @@ import (
 // A lookup reads which of the events in doubt are stored.
 type lookup struct {
 	box   *outbox
+	fence string // where its answer goes; empty: it was answered
+	asked time.Time
 	items []*item
 	from  uint64 // the first sequence at which one of them can be
 
@@ -52,9 +56,67 @@ func (o *outbox) nextDoubtful(now time.Time) bool {
 
 func (it *item) inDoubt() bool { return !it.first.IsZero() && it.state.Load() <= written }
 
-// lookUp begins to look; a note says what came of it.
-func (o *outbox) lookUp() {
-	l := &lookup{box: o, found: map[string]uint64{}}
+// fenceID is what no event has as its id.
+const fenceID = "tidings fence"
+
+// lookUp begins to look; notes say what comes of it. What was written may still lie in
+// the server, before a stream that is slow, and be stored after it was looked for in vain:
+// so a fence goes the same way first. It is the oldest event in doubt once more, on the
+// condition that the last one stored has the id fenceID, so it is not stored; but what the
+// stream says to it, it says when all before that is dealt with (nats-server's stream.go,
+// processJetStreamMsg). It returns how long there is nothing to do.
+func (o *outbox) lookUp(now time.Time) time.Duration {
+	if o.w.c.dials.Load() != o.w.dials {
+		return writeRetry // a new connection; the note that it is up will come
+	}
+	l := &lookup{box: o, found: map[string]uint64{}, asked: now}
+	all := slices.Concat(o.unacked, o.fresh)
+	oldest := all[slices.IndexFunc(all, (*item).inDoubt)]
+	l.fence = o.w.c.mux.expect(func(m *nats.Msg) { o.w.post(note{kind: noteDo, do: func() { o.fenced(l, m) }}) })
+	o.look = l
+	h := maps.Clone(oldest.msg.Header)
+	maps.DeleteFunc(h, func(k string, _ []string) bool { return k == hBatch || k == hBatchPlace || k == hBatchCommit })
+	h[nats.ExpectedLastMsgIdHdr] = []string{fenceID}
+	err := o.w.c.nc.PublishMsg(&nats.Msg{Subject: oldest.msg.Subject, Reply: o.w.c.mux.subject(l.fence), Header: h, Data: oldest.msg.Data})
+	switch {
+	case err == nil:
+		return lookTimeout
+	case permanent(err): // it is as large as can be
+		o.read(l)
+		return lookTimeout
+	}
+	o.endLook()
+	return writeRetry
+}
+
+// endLook forgets what is under way.
+func (o *outbox) endLook() {
+	if o.look != nil && o.look.fence != "" {
+		o.w.c.mux.forget(o.look.fence)
+	}
+	o.look = nil
+}
+
+// fenced takes the answer to a fence.
+func (o *outbox) fenced(l *lookup, m *nats.Msg) {
+	if o.look != l || l.fence == "" {
+		return
+	}
+	now := time.Now()
+	var a answer
+	if noResponders(m) || json.Unmarshal(m.Data, &a) == nil && a.Error != nil && (unavailable(a.Error.ErrCode) || a.Error.ErrCode == jsDuplicateNow) {
+		o.endLook()
+		o.later(now)
+		return
+	}
+	o.answered(now)
+	o.read(l)
+}
+
+// read looks for what is in doubt still.
+func (o *outbox) read(l *lookup) {
+	o.w.c.mux.forget(l.fence)
+	l.fence = ""
 	certain := true
 	for _, it := range slices.Concat(o.unacked, o.fresh) {
 		if it.inDoubt() {
@@ -65,8 +127,7 @@ func (o *outbox) lookUp() {
 			l.items = append(l.items, it)
 		}
 	}
-	o.look = l
-	if !certain || o.stream == "" {
+	if len(l.items) == 0 || !certain || o.stream == "" {
 		l.trimmed = true
 		o.w.post(note{kind: noteDo, do: func() { o.looked(l) }})
 		return

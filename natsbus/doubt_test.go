@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/tidings-go/tidings/adapter"
@@ -232,5 +233,34 @@ func TestNoPermissionToLookUp(t *testing.T) {
 	}
 	if s := a.Stats(); s.Possible != 1 || !log.has("doubted") || !log.has("no permission") {
 		t.Errorf("%d possible doubles are reported, with their cause: %v", s.Possible, log.has("no permission"))
+	}
+}
+
+// What was written may lie in the server still, before a stream that is slow: so before
+// anything is looked up, or sent again, a fence goes through the stream, which is not
+// stored. Without it, on a slow disk, events were looked for in vain, and stored twice.
+func TestAFenceGoesBeforeALookup(t *testing.T) {
+	const n = 3
+	var seen *nats.Subscription
+	d := doubt(t, n, testkit.ToClient, func(d *doubted) {
+		nc, err := nats.Connect(d.srv.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		if seen, err = nc.SubscribeSync("order.placed"); err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	d.accepted(t)
+	m, err := seen.NextMsg(patience)
+	if err != nil || m.Header.Get(nats.ExpectedLastMsgIdHdr) == "" {
+		t.Fatalf("the first that comes after the outage is %+v, %v", m, err)
+	}
+	if last := streamInfo(t, jsClient(t, d.srv.URL()), "shop").State.LastSeq; last != n+1 {
+		t.Errorf("%d events are stored, want %d", last, n+1)
 	}
 }

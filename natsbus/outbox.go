@@ -51,7 +51,8 @@ func (o *outbox) ask(at time.Time) {
 
 // down notes that a connection is lost, and the answers with it.
 func (o *outbox) down() {
-	o.batch, o.look = nil, nil
+	o.batch = nil
+	o.endLook()
 	for _, it := range o.unacked {
 		it.lost, it.open = it.lost || it.open > 0, 0
 	}
@@ -59,6 +60,10 @@ func (o *outbox) down() {
 
 // step writes what may be written and returns how long it has nothing to do.
 func (o *outbox) step(now time.Time) time.Duration {
+	if o.look != nil && o.look.fence != "" && now.Sub(o.look.asked) >= lookTimeout {
+		o.endLook()
+		o.later(now)
+	}
 	if len(o.unacked) > 0 && !o.probing && now.Sub(o.heard) > ackPatience {
 		o.ask(now)
 	}
@@ -79,10 +84,9 @@ func (o *outbox) writeFresh(now time.Time) time.Duration {
 	case o.batch != nil:
 		return ackPatience / 4
 	case o.look != nil:
-		return time.Hour
+		return lookTimeout
 	case o.mustLook(now), o.nextDoubtful(now) && len(o.unacked) == 0:
-		o.lookUp()
-		return time.Hour
+		return o.lookUp(now)
 	case o.nextDoubtful(now):
 		return ackPatience / 4 // what is on its way is answered first: it is in no such doubt
 	}
@@ -158,11 +162,10 @@ func (o *outbox) probe(now time.Time) time.Duration {
 		return d
 	}
 	if o.look != nil {
-		return time.Hour
+		return lookTimeout
 	}
 	if o.mustLook(now) {
-		o.lookUp()
-		return time.Hour
+		return o.lookUp(now)
 	}
 	if !o.write(o.unacked[0]) {
 		return writeRetry
