@@ -256,7 +256,9 @@ func (w *writer) undivert() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.on && s.open == 0 && w.c.link.isUp() {
+		if s.away { // else it is a route's whose events go that way each time
+			w.c.log.Info("natsbus: the spool is empty: durable events go to the broker", "spool", s.sp.Path())
+		}
 		s.on, s.away = false, false
-		w.c.log.Info("natsbus: the spool is empty: durable events go to the broker", "spool", s.sp.Path())
 	}
 }
