@@ -35,6 +35,8 @@ type place struct {
 const (
 	gateFile  = "gate"
 	gateRetry = 5 * time.Millisecond
+
+	tidyPatience = 100 * time.Millisecond
 )
 
 // rosterOf finds the roster of a consumer. The time its stream was created at
@@ -93,8 +95,10 @@ func (r *roster) isGate(gate *flock.Flock) bool {
 func (r *roster) tidy() {
 	gate := flock.New(filepath.Join(r.dir, gateFile), flock.SetFlag(os.O_RDWR))
 	defer func() { _ = gate.Close() }()
-	if ok, err := gate.TryLock(); err != nil || !ok || !r.isGate(gate) {
-		return // somebody is entering
+	ctx, cancel := context.WithTimeout(context.Background(), tidyPatience)
+	defer cancel()
+	if ok, err := gate.TryLockContext(ctx, gateRetry); err != nil || !ok || !r.isGate(gate) {
+		return // somebody is entering; who leaves at the same time lets go at once
 	}
 	if names, err := r.names(""); err != nil || len(names) > 0 {
 		return
