@@ -1,6 +1,8 @@
 package natsbus
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -80,5 +82,28 @@ func TestRoster(t *testing.T) {
 	}
 	if _, err := rosterOf("S", "C", time.Unix(1, 0)); err == nil {
 		t.Error("a directory that is open to all was taken")
+	}
+}
+
+// Who leaves last removes the roster, also when somebody is about to let go of the gate: of
+// two that leave at once, the one before has still seen the file of the other.
+func TestTheLastRemovesTheRoster(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	r, err := rosterOf("S", "C", time.Unix(1, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave, err := r.enter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := r.join("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(2*gateRetry, leave)
+	p.leave(true)
+	if _, err := os.Stat(filepath.Dir(r.dir)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is left behind: %v", err)
 	}
 }
