@@ -127,6 +127,9 @@ func (p *pace) batch(waiting int, now time.Time) bool {
 	if waiting < batchFrom || now.Before(p.closed) {
 		return false
 	}
+	if broken(mutantBatchTaken) {
+		return true // it is about batches: whether there are any must not depend on the machine
+	}
 	if p.each == 0 || now.Sub(p.eachAt) > p.trust {
 		return false // single ones are measured, again
 	}
