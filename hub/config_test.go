@@ -211,6 +211,21 @@ func TestReload(t *testing.T) {
 	testkit.Until(t, patience, func() bool { return billing.Debugger().Snapshot().Transport.Connected })
 }
 
+// comesBack has a hub read its files again, which cuts off a process that reads them, too.
+func comesBack(t *testing.T, h *Hub, p *process) {
+	t.Helper()
+	if err := h.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Until(t, patience, func() bool {
+		s := p.Debugger().Snapshot().Transport
+		return s.Connected && s.Disconnects == 1
+	})
+	if err := p.Publish(within(t), "order.placed", 1); err != nil {
+		t.Error(err)
+	}
+}
+
 // A secret that is removed is made anew by a reload; who has the old one is cut off, and
 // who reads the file goes on.
 func TestSecretRotates(t *testing.T) {
@@ -221,16 +236,7 @@ func TestSecretRotates(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Reload(); err != nil {
-		t.Fatal(err)
-	}
-	testkit.Until(t, patience, func() bool {
-		s := shop.Debugger().Snapshot().Transport
-		return s.Connected && s.Disconnects == 1
-	})
-	if err := shop.Publish(within(t), "order.placed", 1); err != nil {
-		t.Error(err)
-	}
+	comesBack(t, h, shop)
 	if nc, err := nats.Connect("nats://"+h.addr, nats.UserInfo("shop", old)); err == nil {
 		nc.Close()
 		t.Error("the old secret is let in")
@@ -249,16 +255,7 @@ func TestTokenRotates(t *testing.T) {
 	if err := os.WriteFile(h.dir.tokenFile(), []byte("a-token-that-somebody-chose"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Reload(); err != nil {
-		t.Fatal(err)
-	}
-	testkit.Until(t, patience, func() bool {
-		s := shop.Debugger().Snapshot().Transport
-		return s.Connected && s.Disconnects == 1
-	})
-	if err := shop.Publish(within(t), "order.placed", 1); err != nil {
-		t.Error(err)
-	}
+	comesBack(t, h, shop)
 	if nc, err := nats.Connect("nats://"+h.addr, nats.Token(old)); err == nil {
 		nc.Close()
 		t.Error("the old token is let in")

@@ -7,7 +7,8 @@ import (
 
 // Reload reads Users, Config and the token again and has the server go on with what they
 // say now. Who has a token or a secret that holds no longer is cut off, and a user that is
-// not there any more; what else changed of a user holds at once. The files of certificates need no Reload.
+// not there any more; what else changed of a user holds at once. The files of certificates
+// need no Reload.
 //
 // It fails when a file is wrong, or says what the server cannot change while it runs;
 // the error says which, and all is as before.

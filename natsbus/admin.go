@@ -59,7 +59,7 @@ func (a *Admin) Apply(ctx context.Context, d Declaration) (*Plan, error) {
 	}
 	for _, name := range p.Beside {
 		if name == a.c.deadStream() {
-			err = a.c.createDeadStream(ctx, a.holder(p, d))
+			err = a.c.createDeadStream(ctx, cmp.Or(p.Elsewhere[d.Durable[0]], p.Stream))
 		} else {
 			err = a.c.createLater(ctx, d)
 		}
@@ -68,11 +68,6 @@ func (a *Admin) Apply(ctx context.Context, d Declaration) (*Plan, error) {
 		}
 	}
 	return p, nil
-}
-
-// holder is a stream that has events of a declaration.
-func (a *Admin) holder(p *Plan, d Declaration) string {
-	return cmp.Or(p.Elsewhere[d.Durable[0]], p.Stream)
 }
 
 // missingBeside is which streams of a fixed declaration are not there, besides the one

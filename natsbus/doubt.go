@@ -82,7 +82,7 @@ func (o *outbox) lookUp(now time.Time) time.Duration {
 	case err == nil:
 		return lookTimeout
 	case permanent(err): // it is as large as can be
-		o.read(l)
+		o.search(l)
 		return lookTimeout
 	}
 	o.endLook()
@@ -110,11 +110,11 @@ func (o *outbox) fenced(l *lookup, m *nats.Msg) {
 		return
 	}
 	o.answered(now)
-	o.read(l)
+	o.search(l)
 }
 
-// read looks for what is in doubt still.
-func (o *outbox) read(l *lookup) {
+// search looks for what is in doubt still.
+func (o *outbox) search(l *lookup) {
 	o.w.c.mux.forget(l.fence)
 	l.fence = ""
 	certain := true

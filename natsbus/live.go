@@ -49,7 +49,7 @@ func queueName(group, pattern string) string {
 	if group == "" {
 		return ""
 	}
-	return escape(group+"|"+pattern, func(c byte) bool { return c == '%' || c == '"' })
+	return escape(group+"|"+pattern, &inValues)
 }
 
 func (c *conn) subscribeLive(ctx context.Context, s adapter.Spec) (adapter.Subscription, error) {

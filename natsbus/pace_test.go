@@ -133,14 +133,22 @@ func TestPaceMeasuresSingleEvents(t *testing.T) {
 			p.single(64, now)
 		}
 	}
+	const each = 200 * time.Microsecond
+	want := func(want time.Duration, when string) {
+		t.Helper()
+		if p.each != want {
+			t.Errorf("%v %s, want %v", p.each, when, want)
+		}
+	}
 	p.begin()
-	run(paceRun, 10*time.Millisecond) // the first
-	if p.each != 0 {
-		t.Errorf("%v after one run", p.each)
-	}
-	run(1000, time.Microsecond) // a burst
-	run(3*paceRun*2, 200*time.Microsecond)
-	if p.each != 200*time.Microsecond {
-		t.Errorf("%v; want 200µs", p.each)
-	}
+	run(1, time.Second) // its first answer takes as long as it was written before
+	run(64, each)
+	want(0, "after one run")
+	run(64, each)
+	want(0, "after two")
+	run(1000, time.Microsecond) // a burst, which ends the third
+	run(1, paceSpan)
+	want(each, "after a burst")
+	run(64, 5*each)
+	want(each, "after a slow one")
 }

@@ -8,40 +8,41 @@ import (
 
 const upperHex = "0123456789ABCDEF"
 
+// A byteSet has the bytes that are encoded. It is a table because each value of each event
+// is looked through.
+type byteSet [256]bool
+
+// encoded is what is outside U+0021 to U+007E, and what is special besides.
+func encoded(special string) (set byteSet) {
+	for c := range set {
+		set[c] = c <= ' ' || c > '~' || strings.IndexByte(special, byte(c)) >= 0
+	}
+	return set
+}
+
+var (
+	inValues = encoded(`"%`)
+	inKeys   = encoded(":%ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+)
+
 // pct encodes a header value as the binding asks: the space, ", % and all that
 // is outside U+0021 to U+007E, as the bytes of UTF-8.
 // What is no UTF-8 could not be read back: it is replaced.
 func pct(s string) string {
-	if isPlain(s) {
-		return s
-	}
 	if !utf8.ValidString(s) {
 		s = strings.ToValidUTF8(s, "\uFFFD")
 	}
-	return escape(s, func(c byte) bool { return c == '"' || c == '%' })
-}
-
-// isPlain reports whether nothing of a value needs encoding: ids, names and times.
-func isPlain(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c <= ' ' || c > '~' || c == '"' || c == '%' {
-			return false
-		}
-	}
-	return true
+	return escape(s, &inValues)
 }
 
 // pctKey encodes the name of a header: it may hold neither a colon nor an upper
 // case letter (names are folded when read).
-func pctKey(s string) string {
-	return escape(s, func(c byte) bool { return c == ':' || c == '%' || (c >= 'A' && c <= 'Z') })
-}
+func pctKey(s string) string { return escape(s, &inKeys) }
 
-func escape(s string, special func(byte) bool) string {
-	bad := func(c byte) bool { return c <= ' ' || c > '~' || special(c) }
+func escape(s string, set *byteSet) string {
 	n := 0
 	for i := range len(s) {
-		if bad(s[i]) {
+		if set[s[i]] {
 			n++
 		}
 	}
@@ -50,7 +51,7 @@ func escape(s string, special func(byte) bool) string {
 	}
 	b := make([]byte, 0, len(s)+2*n)
 	for i := range len(s) {
-		if c := s[i]; bad(c) {
+		if c := s[i]; set[c] {
 			b = append(b, '%', upperHex[c>>4], upperHex[c&15])
 		} else {
 			b = append(b, c)

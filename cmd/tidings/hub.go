@@ -55,9 +55,9 @@ func (hubCmd) Help() string {
 
 or with --users one for each user. None holds a secret.
 
-TERM, INT and QUIT stop it. HUP has it read the token, --users and
---config again; new files of certificates are noticed without. What was acknowledged is on disk in
-DIR and there again at the next start.`
+TERM, INT and QUIT stop it. HUP has it read the token, --users and --config
+again; new files of certificates are noticed without. What was acknowledged is
+on disk in DIR and there again at the next start.`
 }
 
 func (c hubCmd) options() hub.Options {

@@ -293,7 +293,7 @@ func TestSystemdStopsBothMasters(t *testing.T) {
 }
 
 // The hub that a master keeps is the same one over reloads and a new master, and ends with
-// the service, after the last worker.
+// the service.
 func TestSystemdKeepsTheHub(t *testing.T) {
 	needSystemd(t)
 	m := bootMachine(t, "")
