@@ -66,7 +66,7 @@ const (
 	snapshotAPI   = "$JS.API.STREAM.SNAPSHOT."
 	restoreAPI    = "$JS.API.STREAM.RESTORE."
 	restoreWithin = 10 * time.Minute // of what the server does at the end of a stream
-	verifyWithin  = 30 * time.Second
+	verifyWithin  = time.Minute
 	verifyAgain   = 100 * time.Millisecond
 )
 

@@ -82,10 +82,10 @@ type RestoreOptions struct {
 	Replicas int      // copies of each stream, in a cluster; 0: as many as it had
 }
 
-// Restore puts the streams of a backup into a server, with their groups. It begins only when the files are whole and none of the
-// streams is there; nothing is written over. Afterwards it checks that the server has
-// as many events, and the groups, as the backup says. The error names the stream, and
-// which were restored before it.
+// Restore puts the streams of a backup into a server, with their groups. It begins only
+// when the files are whole and none of the streams is there; nothing is written over.
+// Afterwards it checks that the server has as many events, and the groups, as the backup
+// says. The error names the stream, and which were restored before it.
 func Restore(ctx context.Context, nc *nats.Conn, dir string, o RestoreOptions) (*Manifest, error) {
 	m, err := ReadBackup(dir)
 	if err != nil {

@@ -79,17 +79,16 @@ func setLine(all []Declaration, line string, seen map[string]bool) error {
 	}
 	seen[key] = true
 	d := &all[len(all)-1]
-	if key == "fixed" {
+	switch {
+	case key == "fixed":
 		if d.Fixed = value == "yes"; !d.Fixed && value != "no" {
 			return fmt.Errorf("fixed: %q: want yes or no", value)
 		}
 		return nil
-	}
-	if key != "durable" {
-		if !slices.Contains(settingKeys, key) {
-			return unknownKey(key, append([]string{"durable", "fixed"}, settingKeys...))
-		}
+	case slices.Contains(settingKeys, key):
 		return d.Set(key, value)
+	case key != "durable":
+		return unknownKey(key, append([]string{"durable", "fixed"}, settingKeys...))
 	}
 	for _, pattern := range strings.FieldsFunc(value, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' }) {
 		if err := topic.CheckPattern(pattern); err != nil {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/nats-io/nats.go"
 )
@@ -78,6 +77,7 @@ func (c *conn) connectError(err error) error {
 // wayOut is what to do about a connection that does not come.
 func (a *address) wayOut(err error) string {
 	var dns *net.DNSError
+	var op *net.OpError
 	switch {
 	case refusesLogin(err):
 		return a.wayIn()
@@ -85,10 +85,10 @@ func (a *address) wayOut(err error) string {
 		return fmt.Sprintf("name the file of the CA that has signed its certificate with ca=PATH%s, the host that it is for, and if the server wants to see one of this client, cert=PATH and key=PATH%s", now(a.ca), now(a.cert))
 	case errors.As(err, &dns):
 		return "correct the host name, or the name server"
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, nats.ErrNoServers):
-		return "nothing listens there: start the broker (tidings hub), or correct the URL"
 	case errors.Is(err, nats.ErrTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, nats.ErrStaleConnection), errors.Is(err, context.DeadlineExceeded):
 		return "something listens there and does not answer: look at the broker, and at firewalls between"
+	case errors.As(err, &op) && op.Op == "dial", errors.Is(err, nats.ErrNoServers):
+		return "nothing listens there: start the broker (tidings hub), or correct the URL"
 	}
 	return "look at the broker's log"
 }

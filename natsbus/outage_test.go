@@ -230,7 +230,7 @@ func TestWayOut(t *testing.T) {
 		"correct those in the URL": {nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAccountAuthExpired},
 		"ca=PATH":                  {x509.UnknownAuthorityError{}, x509.HostnameError{Certificate: &x509.Certificate{}}, nats.ErrSecureConnRequired},
 		"host name":                {&net.DNSError{Err: "no such host", Name: "hub"}},
-		"start the broker":         {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}},
+		"start the broker":         {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}},
 		"firewalls":                {nats.ErrTimeout, os.ErrDeadlineExceeded, nats.ErrStaleConnection},
 		"broker's log":             {io.EOF, errors.New("what else there is")},
 	} {
